@@ -1,4 +1,4 @@
-"""Forked children: what an action answers, how it ends, and a few of them side by side."""
+"""Forked children: they run actions, some at a time, and tell the answer and the end of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 Action = TypeVar("Action", bound=Callable[[], Any])
 
 _FORK = multiprocessing.get_context("fork")
-_PAUSE = 0.005  # seconds between two looks at the children
+_PAUSE = 0.005  # seconds between two checks of the children
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class End:
     Attributes
     ----------
     status : int
-        0 where the action returned, 1 where it raised, and a negative number where a signal ended the child.
+        0 if the action returned, 1 if it raised an error, and a negative number if a signal ended the child.
     answer : object
         What the action returned, or None.
     trouble : str
-        The traceback of what it raised.
+        The traceback of the error that it raised.
     """
 
     status: int
@@ -40,19 +40,19 @@ class End:
 
     @property
     def killed(self) -> bool:
-        """Whether SIGKILL ended it."""
+        """Whether SIGKILL ended the child."""
         return self.status == -signal.SIGKILL
 
 
 class Child:
-    """A forked child, at work on an action; its process group has all that it forks in turn.
+    """A forked child that runs an action. Its process group holds all processes that it forks.
 
     Parameters
     ----------
     action : callable
-        Takes nothing; its answer is pickled.
+        A function without arguments. Its answer is pickled.
     leader : bool
-        Whether the child leads a process group of its own.
+        Whether the child leads a new process group.
     """
 
     def __init__(self, action: Callable[[], Any], leader: bool = False) -> None:
@@ -70,27 +70,27 @@ class Child:
         except BaseException:
             told = (None, traceback.format_exc())
         self._file.write_bytes(pickle.dumps(told))
-        os._exit(1 if told[1] else 0)  # leave the parent's threads and exit handlers alone
+        os._exit(1 if told[1] else 0)  # does not run the parent's threads and exit handlers
 
     @property
     def running(self) -> bool:
-        """Whether it is still at work."""
+        """Whether the child is still running."""
         return self._process.is_alive()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end, so long at most; whether it has ended."""
+        """Wait at most `seconds` for the child's end; return whether it has ended."""
         self._process.join(seconds)
         return not self.running
 
     def kill(self) -> None:
-        """End it by SIGKILL, with all that it forked where it leads a group."""
+        """End the child by SIGKILL; if it leads a group, end all processes of the group."""
         assert self._process.pid is not None
         if self.running:
             (os.killpg if self._leader else os.kill)(self._process.pid, signal.SIGKILL)
         self._process.join()
 
     def end(self) -> End:
-        """Tell how it ended, once it has."""
+        """Return how the child ended, after its end."""
         self._process.join()
         status = self._process.exitcode
         assert status is not None
@@ -106,7 +106,7 @@ def in_child(action: Callable[[], Any], limit: float, kill_after: float | None =
     ----------
     action : callable
     limit : float
-        Seconds; a child that takes longer hangs.
+        Seconds after which a child counts as hanging.
     kill_after : float, optional
         Seconds after which the child is killed.
 
@@ -126,10 +126,9 @@ def in_child(action: Callable[[], Any], limit: float, kill_after: float | None =
 
 
 def side_by_side(actions: Iterable[Action], at_once: int, limit: float) -> Iterator[tuple[Action, End]]:
-    """Run actions in children, some at once; give each with its end, in the order of their ends.
+    """Run actions in children, some at a time; return each action with its end, in the order of the ends.
 
-    A child that takes longer than the limit, in seconds, is killed. Actions are asked for one by one, when there is
-    room for another child.
+    A child that takes longer than the limit, in seconds, is killed. The next action is taken when a child can start.
     """
     waiting = iter(actions)
     children: dict[Child, Action] = {}

@@ -1,10 +1,10 @@
-"""Damages the files of small stores, reads them back through the verbs, and tells what changed without a word.
+"""Damage the files of small stores, read the stores by the verbs, and report wrong results that come without a word.
 
     python ci/corrupt.py [--count 300] [--seed 0] [--only run:17] [--stores twin run]
 
-Every case is one file cut short, with one bit flipped, emptied or deleted, or one folder deleted, in a copy of a twin,
-a run, a network, a checkpoint, a sweep or a gain. Each verb that reads such a store is then asked, and ends in one of
-`OUTCOMES`. The exit status is 1 where any change is silent, or a read hangs or crashes.
+Every case damages a copy of a twin, a run, a network, a checkpoint, a sweep or a gain: one file is cut short, emptied
+or deleted, one bit of a file is flipped, or one folder is deleted. Each verb that reads such a store is then called,
+and ends in one of `OUTCOMES`. The exit status is 1 if a change is silent, or a read hangs or crashes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from children import End, side_by_side
 from small_stores import OUTCOMES, STORES, Expected, Outcome, ask, begin, judge, make, without_numbers
 
 FAILURES = ("SILENT", "hung", "crashed")
-_IN_DIGITS = 0.5  # share of the flips in JSON that leave it JSON, with another number
+_IN_DIGITS = 0.5  # share of the flips in JSON after which it is still JSON, with another number
 LIMIT = 60.0  # seconds for the reads of one case
 
 
@@ -81,7 +81,7 @@ _OF_FILES = ("truncate", "flip", "empty", "delete")
 
 @dataclass(frozen=True)
 class Case:
-    """One damage of one store; store, number and seed determine it."""
+    """One damage of one store. Store, number and seed determine the damage."""
 
     store: str
     number: int
@@ -94,18 +94,18 @@ class Case:
         return f"{self.store}:{self.number}"
 
     def apply(self, store: Path) -> str:
-        """Damage a copy of the store; tell how."""
+        """Damage a copy of the store; return how."""
         rng = np.random.default_rng([self.seed, list(STORES).index(self.store), self.number])
         return DAMAGES[self.damage](store / self.place, rng)
 
 
 def cases(store: str, whole: Path, count: int, seed: int) -> Iterator[Case]:
-    """Damages of a store: every file is hit before one is hit again, and then it is damaged in another way."""
+    """Damages of a store. Every file is damaged once before a file is damaged again, in another way."""
     root = whole / store
     rng = np.random.default_rng([seed, list(STORES).index(store)])
-    found = sorted(root.rglob("*"))
+    paths = sorted(root.rglob("*"))
     files, folders = (
-        rng.permutation([str(path.relative_to(root)) for path in found if test(path) and path.stat().st_size])
+        rng.permutation([str(path.relative_to(root)) for path in paths if test(path) and path.stat().st_size])
         for test in (Path.is_file, Path.is_dir)
     )
     of_files = itertools.count()
@@ -125,7 +125,7 @@ def expect(store: str, whole: Path, scratch: Path) -> dict[str, Expected]:
     Raises
     ------
     Exception
-        Whatever a read raises.
+        Any error of a read.
     """
     expected = {}
     for name, read in STORES[store].reads.items():
@@ -145,7 +145,7 @@ def _copied(store: str, whole: Path, folder: Path) -> Path:
 def run(
     case: Case | None, store: str, whole: Path, folder: Path, expected: Mapping[str, Expected]
 ) -> tuple[str, dict[str, Outcome]]:
-    """Damage a copy of a store, none where there is no case, and read it; tell how, and what became of each read."""
+    """Damage a copy of a store (or not, without a case), and read it; return how, and the outcome of each read."""
     copy = _copied(store, whole, folder)
     how = "undamaged" if case is None else case.apply(copy)
     outcomes = {}
@@ -206,7 +206,7 @@ def _damage_all(asked: argparse.Namespace, folder: Path, begun: float) -> int:
 
 
 def _report(rows: list[tuple[Case, End]], everything: bool, begun: float) -> int:
-    """Print a table, then each case that is to be looked at; the exit status."""
+    """Print a table, then each case that needs attention; return the exit status."""
     frame = pd.DataFrame(
         [(case.store, case.damage, worst(end)) for case, end in rows], columns=["store", "damage", "outcome"]
     )

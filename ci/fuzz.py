@@ -1,11 +1,11 @@
-"""Call every verb with right and wrong arguments, and say what became of each call.
+"""Call every verb with right and wrong arguments, and classify the outcome of each call.
 
 python ci/fuzz.py [--calls 2000] [--seed 0] [--processes 2] [--only VERB] [--replay INDEX]
 
-A call follows from its seed and index alone. Of a call with right arguments the result is checked by an oracle of
-`fuzz_verbs`; where a record or a number is written in another form of one meaning, the result must be that of the plain
-form; what is plainly wrong must be refused, or warned about. Exit status 1 says that there is a wrong number, a wrong
-argument that was taken, a hang, a crash, or too many places of bare tracebacks.
+Seed and index determine a call. If the arguments are right, an oracle of `fuzz_verbs` checks the result. If a record
+or a number is written in another form with the same meaning, the result must equal that of the plain form. A wrong
+argument must be refused, or a warning must name it. The exit status is 1 if there is a wrong number, a wrong argument
+without an error or warning, a hang, a crash, or too many places with bare tracebacks.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ from xarray import DataArray, Dataset
 
 import xdan
 
-LIMIT = 20.0  # seconds of a call, by an alarm within its process
+LIMIT = 20.0  # most seconds of a call; an alarm within its process ends it
 WATCHDOG = 60.0  # seconds after which a process that does not answer is killed
-MEMORY = 4 << 30  # bytes that a process may take beyond what it begins with
-MOST_PLACES = 10  # of bare tracebacks
-BATCH = 250  # calls of one process, which a new one follows: memory does not grow
+MEMORY = 4 << 30  # most bytes that a process may take in addition to those at its start
+MOST_PLACES = 10  # most places of bare tracebacks
+BATCH = 250  # number of calls of one process; then a new process starts, so that memory does not grow
 
 CLASSES = {
     "right": "the result is its oracle's, or a doubtful argument was taken or warned about",
@@ -177,7 +177,7 @@ HUGE = frozenset(("10**12", "2**64", "1e300"))
 
 
 def in_numpy(value: Any, draw: np.random.Generator) -> Any:
-    """Write a plain number, switch or name as one of NumPy's, of the very value; None where it is none."""
+    """Write a plain number, bool or name as a NumPy value that equals it; None for other values."""
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int):
@@ -189,29 +189,29 @@ def in_numpy(value: Any, draw: np.random.Generator) -> Any:
     return np.str_(value) if isinstance(value, str) else None
 
 
-# Records in another form of one meaning.
+# Records in another form with the same meaning.
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is done to a record, or to a run.
+    """A change of a record, or of a run.
 
     Attributes
     ----------
     change : callable
         Takes a Dataset and a folder.
     touches : str
-        What becomes wrong by it, a word of `Verb.reads`; empty where the meaning stays.
+        The part that becomes wrong, a word of `Verb.reads`; empty if the meaning stays.
     plain : callable
-        What makes the plain record out of the drawn one, where the form cannot hold every value.
+        Makes the plain record from the drawn one, if the form cannot hold every value.
     match : callable
-        What makes the plain result out of a changed record's.
+        Makes, from the plain result, the result that the changed record must give.
     alone : bool
-        For verbs only that take trajectories one by one.
+        Whether the change fits only verbs that take trajectories one by one.
     both : bool
-        The run of a record is changed alike.
+        Whether the run of the record is changed in the same way.
     exact : bool
-        The precision stays; in another, what is spun up from random numbers ends at another state of the attractor.
+        Whether the precision stays. In another precision, a spin-up from random numbers ends at another state.
     """
 
     change: Callable[[Dataset, Path], Dataset]
@@ -224,7 +224,7 @@ class Change:
 
 
 def values(ds: Dataset, change: Callable[[Array], Any], *names: str) -> Dataset:
-    """Change the values of some variables, by default of all that hold states."""
+    """Change the values of some variables; by default of all variables that hold states."""
     every = ("truth", "observation", "forecast", "analysis", "members", "forecast_members", "spread", "forecast_spread")
     return ds.assign(
         {n: ds[n].copy(data=change(ds[n].values)) for n in names or every if n in ds and ds[n].dtype.kind == "f"}
@@ -343,7 +343,7 @@ def _error(change: Callable[[Array], Any]) -> Callable[[Dataset, Path], Dataset]
 
 
 def _lost(ds: Dataset, name: str) -> Dataset:
-    """One site of a variable is NaN at all times, whatever is left out of them."""
+    """Set one site of a variable to NaN at all times, so that the NaN stays if times are left out."""
     gone = ds[name].values.copy()
     gone[..., 0] = np.nan
     return ds.assign({name: ds[name].copy(data=gone)})
@@ -463,7 +463,7 @@ def _on_x(ds: Dataset) -> Dataset:
 
 
 def draw_call(seed: int, index: int, folder: Path, only: str = "") -> Call:
-    """Draw the call that follows from a seed and an index."""
+    """Draw the call of a seed and an index."""
     draw = np.random.default_rng([seed, index])
     verbs = [verb for name, verb in VERBS.items() if name.startswith(only)]
     weights = np.array([verb.weight for verb in verbs])
@@ -493,7 +493,7 @@ def _fresh(value: Any, folder: Path) -> Any:
 
 
 def _right_arguments(call: Call, draw: np.random.Generator, folder: Path) -> dict[str, Any]:
-    """Right arguments: those that are needed, and every other one in two out of five calls."""
+    """Right arguments: all that are needed, and each other argument in two out of five calls."""
     verb, arguments = call.verb, {}
     for name, kind in verb.kinds.items():
         if kind.usual and (name in verb.needs or draw.random() < 0.4):
@@ -603,12 +603,12 @@ def told(call: Call) -> str:
 
 
 class TimeUp(BaseException):
-    """The alarm; no `except Exception` holds it back."""
+    """The alarm. It is no Exception, so that `except Exception` does not catch it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call: its class, what to say of it, and where a bare traceback came from."""
+    """Outcome of a call: its class, its text, and the place of a bare traceback."""
 
     index: int
     verb: str
@@ -620,7 +620,7 @@ class Outcome:
 
 
 def make(seed: int, index: int, only: str = "", loud: bool = False) -> Outcome:
-    """Draw a call, make it and classify what it gives."""
+    """Draw a call, make it and classify its outcome."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         here = Path.cwd()
@@ -666,7 +666,7 @@ def _outcome(call: Call, loud: bool) -> tuple[str, str, str]:
 
 
 def _elsewhere(call: Call) -> dict[str, Any]:
-    """Right arguments, with another store: that of the call is full."""
+    """Right arguments with another store, as the store of the call is full."""
     plain = dict(call.plain)
     for name in {"store", "checkpoint"} & set(plain):
         if name not in call.verb.needs:
@@ -700,7 +700,7 @@ def _alarm() -> Iterator[None]:
 
 
 def compare(result: Any, plain: Any, tolerance: float) -> None:
-    """Results of two calls of one meaning hold the very same numbers, to rounding."""
+    """Check that two calls with one meaning give equal numbers, to rounding."""
     if isinstance(result, Dataset):
         names = {str(name) for name in result.data_vars} ^ {str(name) for name in plain.data_vars}
         if names:
@@ -729,7 +729,7 @@ def _compare_arrays(name: str, result: DataArray, plain: DataArray, tolerance: f
 
 
 def classify(error: Exception, call: Call) -> tuple[str, str, str]:
-    """Class of an error, its text, and its place where it is bare."""
+    """Class of an error, its text, and the place of a bare traceback."""
     frames = list(traceback.walk_tb(error.__traceback__))
     whole = f"{type(error).__name__}: {' '.join(str(error).split())}"
     text = whole[:300]
@@ -764,7 +764,7 @@ def _of_xdan(filename: str) -> bool:
 
 
 def serve(pipe: Connection, seed: int, only: str) -> None:
-    """Make the calls whose indices come through a pipe, and send back what became of them."""
+    """Make the calls whose indices come through a pipe, and send their outcomes back."""
     limit = MEMORY + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     silent = os.open(os.devnull, os.O_WRONLY)
@@ -790,7 +790,7 @@ class Worker:
         self.pipe.send(index)
 
     def answer(self) -> Outcome | None:
-        """What became of the call, or None while it goes on."""
+        """Outcome of the call, or None while it runs."""
         try:
             if self.pipe.poll():
                 outcome: Outcome = self.pipe.recv()
@@ -808,7 +808,7 @@ class Worker:
         return Outcome(self.index, "?", kind, "", text)
 
     def end(self) -> None:
-        """Let the process go."""
+        """End the process."""
         with contextlib.suppress(OSError):
             self.pipe.send(None)
         self.process.join(5)
@@ -837,7 +837,7 @@ def fuzz(indices: list[int], seed: int, processes: int, only: str) -> Iterator[O
 
 
 def _named(outcome: Outcome, seed: int, only: str) -> Outcome:
-    """Name the call of a process that was lost, by drawing it again."""
+    """Draw the call of a lost process again, to name it."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         call = draw_call(seed, outcome.index, Path(name), only)
     return Outcome(outcome.index, call.verb.name, outcome.kind, told(call), outcome.text)
@@ -847,7 +847,7 @@ def _named(outcome: Outcome, seed: int, only: str) -> Outcome:
 
 
 def report(outcomes: list[Outcome], seed: int, only: str) -> bool:
-    """Print what became of all calls; whether all is well."""
+    """Print the outcomes of all calls; return whether there is no fault."""
     replay = f"python ci/fuzz.py --seed {seed}{f' --only {only!r}' if only else ''} --replay"
     table: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
@@ -891,7 +891,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the fuzzer; give the exit status."""
+    """Run the fuzzer; return the exit status."""
     asked, started = _arguments(), time.monotonic()
     torch.set_num_threads(1)
     dask.config.set(scheduler="synchronous")

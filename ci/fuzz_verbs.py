@@ -1,7 +1,7 @@
-"""What the fuzzer calls: records made with NumPy, the verbs with what their arguments take, and oracles of results.
+"""Input of the fuzzer: records made with NumPy, the verbs with the values of their arguments, and oracles of results.
 
-An oracle recomputes a result from the labelled input with NumPy or SciPy, and raises `Mismatch` where they differ. It
-sees calls with right arguments only.
+An oracle computes a result again from the labelled input, with NumPy or SciPy, and raises `Mismatch` if the two differ.
+Oracles check only calls with right arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Numbers = dict[str, Any]
 
 
 class Mismatch(Exception):  # noqa: N818 - no fault of the program's
-    """A result that is not what its oracle says."""
+    """A result that differs from that of its oracle."""
 
 
 # Models in NumPy, and in xdan.
@@ -70,7 +70,7 @@ def _linear_step(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """A dynamics, and the same in NumPy: `advance(x, steps)` for states (..., N)."""
+    """A dynamics, and its NumPy version: `advance(x, steps)` for states (..., N)."""
 
     dynamics: xdan.Dynamics
     advance: Callable[[Array, int], Array]
@@ -142,7 +142,7 @@ def record(
     dtype: str = "float32",
     observing: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Truth by NumPy's own model, and observations of it with the errors asked for."""
+    """A truth by the model in NumPy, and observations of this truth with the errors of the caller."""
     draw, made = np.random.default_rng(seed), MODELS[model]
     dims, size = made.dynamics.dims, math.prod(made.dynamics.shape)
     steps = made.steps if steps is None else steps
@@ -227,7 +227,7 @@ def source(name: str) -> Source:
 
 @lru_cache
 def run_of(name: str, method: str) -> Dataset:
-    """A run with members or memory on one of `RECORDS`: of a baseline, or of one of `NETWORKS`."""
+    """A run with members or memory on one of `RECORDS`, by a baseline or by one of `NETWORKS`."""
     made = source(name)
     if method in NETWORKS:
         net = network(method)
@@ -245,7 +245,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 
 @lru_cache
 def network(name: str) -> xdan.Network:
-    """Train one of `NETWORKS` a little, and shake its weights so that its derivatives are not small."""
+    """Train one of `NETWORKS` for a few steps, and perturb its weights so that its derivatives are not small."""
     trained = xdan.train(MODELS["lorenz96"].dynamics, NETWORKS[name](), steps=3, batch=4, window=2, progress=False)
     draw, size = np.random.default_rng(3), 0.02 if name == "linear-in-zeta" else 0.1
     arrays = dict(trained.arrays)
@@ -256,7 +256,7 @@ def network(name: str) -> xdan.Network:
 
 
 def prepare() -> None:
-    """Make everything that calls share, before the processes fork."""
+    """Make all objects that calls share, before the processes fork."""
     for name in NETWORKS:
         network(name)
     for name in RECORDS:
@@ -289,16 +289,16 @@ def cube() -> Dataset:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an argument takes.
+    """The values that an argument may take.
 
     Attributes
     ----------
     usual : tuple
         Right values; callables marked by `Fresh` make one.
     judge : callable
-        Whether a value is right, or None where it cannot be told.
+        Whether a value is right; None if this is not known.
     work : bool
-        A huge value is honest work, and is not drawn.
+        Whether a huge value means much work; it is then not drawn.
     """
 
     usual: tuple[Any, ...]
@@ -308,7 +308,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Fresh:
-    """Makes a value for each call, from the call's own folder."""
+    """Makes a value for each call, from the folder of the call."""
 
     make: Callable[[Path], Any]
 
@@ -318,12 +318,12 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_of(value: Any, kind: type) -> bool:
-    """Whether it is a number of a kind; bools and NumPy's timedeltas, which call themselves integers, are none."""
+    """Whether a value is a number of a kind; bools and NumPy's timedeltas are not, though they are integers."""
     return isinstance(value, kind) and not isinstance(value, (bool, np.bool_, np.timedelta64))
 
 
 def _is_scalar_array(value: Any) -> bool:
-    """Arrays without dims are neither promised nor refused."""
+    """Whether a value is an array without dims. Such arrays are neither right nor wrong."""
     return isinstance(value, (np.ndarray, DataArray, torch.Tensor)) and value.ndim == 0
 
 
@@ -399,7 +399,7 @@ def thing(*usual: Any, of: type | tuple[type, ...], optional: bool = False) -> K
 
 
 def free(*usual: Any, wrong: type | tuple[type, ...] = ()) -> Kind:
-    """What cannot be judged, apart from some classes that are wrong."""
+    """Any value; only values of some classes are known to be wrong."""
     return Kind(usual, lambda v: False if wrong and isinstance(v, wrong) else None)
 
 
@@ -431,36 +431,36 @@ SITES_OBSERVED = thing(
 
 @dataclass(frozen=True)
 class Verb:
-    """A public function: what it takes, what it reads of a record, and its oracle.
+    """A public function: its arguments, the parts of a record that it reads, and its oracle.
 
     Attributes
     ----------
     name : str
     function : callable
-        Takes arguments by name, and gives a result that is ready to be looked at.
+        Takes arguments by name, and returns a computed result.
     kinds : mapping of str to Kind
     check : callable
         Oracle: takes the `Call` and the result.
     needs : tuple of str
         Arguments that are always passed.
     records : tuple of str
-        Of `RECORDS`, that go in as `ds`.
+        Names in `RECORDS` that `ds` may be.
     run : str
-        Of which method a `run` is; empty for none. "network" is that of the call.
+        Method of the argument `run`; empty if there is no such argument. "network" is the network of the call.
     networks : tuple of str
-        Of `NETWORKS`, that go in as `network`.
+        Names in `NETWORKS` that `network` may be.
     reads : frozenset of str
-        Parts of a record on which the result depends, and whose faults must be named.
+        Parts of a record on which the result depends. A fault in one of them must be named.
     alone : bool
-        Each trajectory's result is its own.
+        Whether the result of a trajectory is independent of the other trajectories.
     draws : bool
-        Results start from states that are spun up from random numbers.
+        Whether results start from states that are spun up from random numbers.
     weight : float
         How often it is called.
     record : str
-        The record's argument.
+        Name of the argument that takes the record.
     forms : tuple of callable
-        What may be done to the run, and leaves it a right one.
+        Changes of the run after which it is still right.
     """
 
     name: str
@@ -488,15 +488,15 @@ class Call:
     plain : dict
         Right arguments.
     arguments : dict
-        Those that are passed: `plain`, or a changed copy.
+        The arguments that are passed: `plain`, or a changed copy.
     shown : dict of str to str
         Arguments in words.
     verdict : {"right", "wrong", "unknown"}
         What is known of the arguments.
     match : callable or None
-        Where the arguments mean what the plain ones do: what to do to the plain result before the two are compared.
+        If the arguments mean the same as the plain ones: the change of the plain result before the comparison.
     tolerance : float
-        Relative, of that comparison.
+        Relative tolerance of the comparison.
     warned : bool
         Whether an XdanWarning was given.
     """

@@ -1,4 +1,4 @@
-"""Run the blocks of docs/gallery.md in order, which write its pictures; and check that the page shows what is there.
+"""Run the blocks of docs/gallery.md in order, which write its pictures, and check that the page shows these pictures.
 
 python ci/gallery.py [--page docs/gallery.md] [--most-kib 1500]
 """
@@ -20,7 +20,7 @@ from page_blocks import blocks_of
 
 
 def run(page: Path) -> None:
-    """Run the blocks of a page in one namespace, beside the page."""
+    """Run the blocks of a page in one namespace, in the folder of the page."""
     names: dict[str, Any] = {}
     os.chdir(page.parent)
     Path("gallery").mkdir(exist_ok=True)
@@ -31,14 +31,14 @@ def run(page: Path) -> None:
 
 
 def wrong(page: Path, most_kib: int) -> list[str]:
-    """What does not fit together: pictures and the page, or their size."""
+    """Faults: pictures that the page lacks, missing pictures, or pictures that are too large."""
     shown = set(re.findall(r"\]\(gallery/([\w-]+\.png)\)", page.read_text()))
     there = {path.name: path.stat().st_size for path in (page.parent / "gallery").glob("*")}
-    found = [f"{name} is shown and not there" for name in sorted(shown - set(there))]
-    found += [f"{name} is there and not shown" for name in sorted(set(there) - shown)]
+    faults = [f"{name} is shown and not there" for name in sorted(shown - set(there))]
+    faults += [f"{name} is there and not shown" for name in sorted(set(there) - shown)]
     if (size := sum(there.values()) / 1024) > most_kib:
-        found.append(f"the pictures have {size:.0f} KiB: expected at most {most_kib}")
-    return found
+        faults.append(f"the pictures have {size:.0f} KiB: expected at most {most_kib}")
+    return faults
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def main() -> None:
     page = options.page.resolve()
     warnings.simplefilter("ignore", UserWarning)  # of short runs
     run(page)
-    if found := wrong(page, options.most_kib):
-        sys.exit("\n".join(found))
+    if faults := wrong(page, options.most_kib):
+        sys.exit("\n".join(faults))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""On a GPU: the same numbers as on the CPU, how fast training is, and networks trained in the minutes that are left.
+"""Checks on a GPU: results against those of the CPU, the speed of training, and networks trained for some minutes.
 
     python ci/gpu.py --out gpu-out [--minutes 7] [--networks memory plain] [--on lorenz96-wide-memory] [--device cuda]
 
-The parts are independent: one that fails prints why, and the next goes on. Each network that was trained is a store in
-a tar file of the folder --out, saved whenever its training ends. With --device cpu and little of everything the script
-runs anywhere, which a test does. Several networks share a GPU better where CUDA's multi-process service runs
+The parts are independent: a part that fails prints why, and the next part goes on. Each trained network is a store in a
+tar file in the folder --out, which is saved when its training ends. With --device cpu and small numbers the script runs
+on any machine; a test does this. Several networks share a GPU better if CUDA's multi-process service runs
 (`nvidia-cuda-mps-control -d`).
 """
 
@@ -124,7 +124,7 @@ def arguments() -> argparse.Namespace:
 
 
 def part(title: str, work: Callable[[], None]) -> None:
-    """Run a part; one that fails says why."""
+    """Run a part. If it fails, print why."""
     begin = time.perf_counter()
     try:
         work()
@@ -141,7 +141,7 @@ def twin(batch: int, cycles: int, like: Tensor, groups: int = 1) -> EndlessTwin:
 
 
 def networks() -> dict[str, AnalysisNetwork]:
-    """One of each kind, small and in double precision."""
+    """A small network of each kind, in double precision."""
     torch.manual_seed(0)
     small = {"filters": 8, "blocks": 2}
     made = {
@@ -191,7 +191,7 @@ def agreement(device: str) -> None:
 
 
 def graphs(device: str) -> None:
-    """Print how gradients replayed from a CUDA graph differ from plain ones, over windows that follow one another."""
+    """Print how gradients that a CUDA graph replays differ from plain gradients, over consecutive windows."""
     for name, network in networks().items():
         source = twin(8, 6, torch.zeros((), dtype=torch.float64, device=device), groups=2)
         task = network.to(device), source.dynamics, source.observing, objective_by_name("mse")
@@ -211,7 +211,7 @@ def graphs(device: str) -> None:
 
 
 def rates(device: str, batches: list[int], seconds: float) -> None:
-    """Print samples x cycles a second: replayed, pass by pass, and of the plain loop of library layers."""
+    """Print samples x cycles a second: with replayed graphs, pass by pass, and for the plain loop of library layers."""
     ceiling = product_rate(device)
     print(f"  float32 products of this device: {ceiling / 1e12:.1f} TFLOP/s; windows of {WINDOW}")
     for batch in batches:
@@ -238,7 +238,7 @@ def rates(device: str, batches: list[int], seconds: float) -> None:
 
 
 def timed(step: Callable[[], None], batch: int, seconds: float) -> float:
-    """Rate of a step that reads a number back from the device, after a few that are not counted."""
+    """Rate of a step that reads a number back from the device. The first few steps are not counted."""
     for _ in range(4):
         step()
     return rate(step, batch, seconds)
@@ -258,7 +258,7 @@ def product_rate(device: str) -> float:
 
 
 def side_by_side(options: argparse.Namespace, minutes: float) -> None:
-    """Train every network in a process of its own: one alone does not fill a GPU."""
+    """Train every network in a separate process, as a single network does not use a GPU fully."""
     words = ["--out", options.out, "--device", options.device, "--batch", options.batch, "--window", options.window]
     words += ["--rate", options.rate]
     command = [sys.executable, __file__, *map(str, words), "--minutes", f"{minutes:.3f}"]

@@ -1,4 +1,4 @@
-"""Writes the stores of this version, and what it reads from them, into an archive for later versions to open.
+"""Write stores of this version, and the values that it reads from them, into an archive that later versions must open.
 
 python ci/kept_stores.py tests/data/NAME.zip
 """

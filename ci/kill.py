@@ -1,11 +1,11 @@
-"""Kills small jobs by SIGKILL, calls them again until they end, and compares with jobs that nobody killed.
+"""Kill small jobs by SIGKILL, call them again until they end, and compare them with unbroken jobs.
 
     python ci/kill.py [--count 200] [--seed 0] [--only cycle:17] [--verbs train cycle]
 
-Half of the kills hit a file event (a file is opened for writing, renamed or removed, a folder made, ...), half a random
-time. Some calls that go on are killed too. What is left at the end must be that of an unbroken call, bit for bit, and
-no file more. Where xarray does the writing, the half-written store is also read through the verbs that would read the
-whole one: each must refuse it or give the same numbers. The exit status is 1 where anything differs.
+Half of the kills come at a file event (a file is opened for writing, renamed or removed, a folder is made, ...), half
+at a random time. Some resumed calls are killed, too. The result must equal that of an unbroken call, bit for bit, with
+no further file. If xarray writes the store, the half-written store is also read by the verbs that read the whole one:
+each verb must refuse the store or return the right numbers. The exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -71,18 +71,18 @@ _BY_FOLDER = {"os.remove": 1, "os.rmdir": 1}  # where the open folder stands tha
 
 @dataclass(frozen=True)
 class Job:
-    """Work that writes into a folder.
+    """A job that writes into a folder.
 
     Attributes
     ----------
     run : callable
-        Takes the folder, and the folder of the stores that it reads.
+        Function of the folder to write into and of the folder of the stores to read.
     left : callable
-        What a folder must hold in the end.
+        Content that the folder must have at the end.
     half_written : str
-        The store that is read though the job was killed, where there is one.
+        The store that is read after a kill, if there is one.
     reads : mapping
-        Who reads it.
+        Functions that read this store.
     """
 
     run: Callable[[Path, Path], Any]
@@ -133,7 +133,7 @@ def _gain(folder: Path, whole: Path) -> None:
 
 
 def _files(folder: Path, *but: str) -> Answer:
-    """Names of all files, but for those of some folders."""
+    """Names of all files, except those in some folders."""
     names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {f"file {name}": True for name in names if name.parts[0] not in but}
 
@@ -165,9 +165,9 @@ JOBS: Mapping[str, Job] = {
 
 @contextmanager
 def fuse(folder: Path, at: int | None = None, torn: bool = False) -> Iterator[Callable[[], int]]:
-    """Count what happens to files under a folder, and die at the event of a number; gives the count.
+    """Count file events under a folder, and die at one of them; return the count.
 
-    Death comes just before the event; or, where `torn` and a file is opened for writing, when it is open and empty.
+    Death comes just before the event; or, with `torn`, when a file has been opened for writing and is empty.
     """
     events, last, armed, under = itertools.count(1), [0], [True], str(folder)
 
@@ -200,7 +200,7 @@ def _relative(event: str, arguments: tuple[Any, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Unbroken:
-    """What a job does where nobody kills it."""
+    """The results of a job without a kill."""
 
     events: int
     seconds: float
@@ -215,13 +215,13 @@ class Trial:
     Attributes
     ----------
     kills : list of str
-        Where it was killed.
+        The places of the kills.
     calls : int
-        Calls after a kill.
+        Number of calls after a kill.
     differs : list of str
-        What is not as in the unbroken job.
+        Differences from the unbroken job.
     half : list of str
-        What became of each read of the half-written store.
+        Outcome of each read of the half-written store.
     """
 
     verb: str
@@ -237,12 +237,12 @@ class Trial:
 
     @property
     def silent(self) -> list[str]:
-        """Reads of the half-written store that gave other numbers without a word, or crashed."""
+        """Reads of the half-written store that returned wrong numbers without a warning, or crashed."""
         return [outcome for outcome in self.half if outcome.split()[0] in ("SILENT", "crashed")]
 
     @property
     def wrong(self) -> bool:
-        """Whether there is anything to mend."""
+        """Whether there is a fault."""
         return bool(self.differs or self.silent)
 
 
@@ -253,12 +253,12 @@ def _burn(job: Job, folder: Path, whole: Path, at: int | None = None, torn: bool
 
 
 def measure(verb: str, whole: Path, scratch: Path) -> Unbroken:
-    """Run a job that nobody kills, twice.
+    """Run a job twice without a kill.
 
     Raises
     ------
     RuntimeError
-        If it fails, or leaves other things the second time.
+        If the job fails, or its second result differs.
     """
     job, seconds = JOBS[verb], []
     ends, lefts = [], []
@@ -324,7 +324,7 @@ def attempt(verb: str, number: int, seed: int, unbroken: Unbroken, whole: Path, 
 
 
 def _killed(trial: Trial, job: Job, rng: np.random.Generator, unbroken: Unbroken, folder: Path, whole: Path) -> End:
-    """Call a job and kill it, if it does not end before."""
+    """Call a job, and kill it if it does not end before."""
     if rng.random() < _AT_EVENTS:
         at = int(rng.integers(1, unbroken.events + 1))
         torn = bool(rng.random() < _TORN)
@@ -340,7 +340,7 @@ def _killed(trial: Trial, job: Job, rng: np.random.Generator, unbroken: Unbroken
 
 
 def _read_half(job: Job, unbroken: Unbroken, folder: Path, whole: Path) -> list[str]:
-    """Read a half-written store through all verbs; tell the outcomes."""
+    """Read a half-written store by all verbs; return the outcomes."""
     if not (folder / job.half_written).exists():
         return []
     copy = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-half")))
@@ -387,7 +387,7 @@ def _kill_all(asked: argparse.Namespace, scratch: Path) -> list[Trial]:
     kills: Counter[str] = Counter()
 
     def wanted() -> Iterator[partial[Trial]]:
-        """Trials, the verbs in turn, until the kills are as many as asked for."""
+        """Trials of one verb after another, until the number of kills is reached."""
         numbers = [int(asked.only.split(":")[1])] if asked.only else itertools.count()
         for number in numbers:
             room = [verb for verb in verbs if kills[verb] * len(verbs) < asked.count]
@@ -407,7 +407,7 @@ def _kill_all(asked: argparse.Namespace, scratch: Path) -> list[Trial]:
 
 
 def _tell(trial: Trial, everything: bool) -> None:
-    """Print what differs, or all that there is to tell."""
+    """Print the differences, or all results."""
     if trial.wrong or everything:
         print(f"\n{trial.name}, killed at {' and '.join(trial.kills)}", flush=True)
     for text in trial.differs[:6]:
@@ -417,7 +417,7 @@ def _tell(trial: Trial, everything: bool) -> None:
 
 
 def _report(trials: list[Trial], begun: float) -> int:
-    """Print a table; the exit status."""
+    """Print a table; return the exit status."""
     table = pd.DataFrame(0, index=list(JOBS), columns=["kills", "at events", "resumed", "equal", "different"])
     half: Counter[tuple[str, str]] = Counter()
     for trial in trials:

@@ -1,4 +1,4 @@
-"""Small experiments that read and write stores, and their answers, to be compared bit for bit."""
+"""Small experiments that read and write stores, and their results, which are compared bit for bit."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class NotOpenedError(Exception):
 
 
 class Clock:
-    """Time that flies: a checkpoint is due every few steps.
+    """A clock that runs fast, so that a checkpoint is due every few steps.
 
     Parameters
     ----------
     stop_at : float
-        Seconds at which the training is broken off.
+        Time in seconds at which the training is interrupted.
     """
 
     def __init__(self, stop_at: float = float("inf")) -> None:
@@ -58,7 +58,7 @@ class Clock:
 
 
 class BrokenOffError(Exception):
-    """A training was broken off."""
+    """A training was interrupted."""
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def architecture() -> xdan.ResidualCNN:
 
 
 def training(ds: xr.Dataset, checkpoint: Path) -> xdan.Network:
-    """Train a few steps, with a checkpoint every third."""
+    """Train a few steps, with a checkpoint at every third step."""
     settings = {**TRAINING, "steps": 14, "validate_every": 5, "seed": 3}
     return train(ds, architecture(), checkpoint=checkpoint, **settings)
 
@@ -97,7 +97,7 @@ def opened(store: Path) -> xr.Dataset:
     Raises
     ------
     NotOpenedError
-        If that cannot be.
+        If Xarray or Zarr cannot open the store.
     """
     try:
         with warnings.catch_warnings():
@@ -126,7 +126,7 @@ def network(net: xdan.Network, with_seconds: bool = False) -> Answer:
 
 
 def tree(folder: Path) -> Answer:
-    """Content of every file; JSON is compared by its meaning."""
+    """Content of every file. JSON is parsed, so that its meaning is compared."""
     return {
         str(path.relative_to(folder)): json.dumps(json.loads(path.read_text()), sort_keys=True)
         if path.suffix == ".json"
@@ -137,7 +137,7 @@ def tree(folder: Path) -> Answer:
 
 
 def differences(expected: Answer, answer: Answer) -> list[str]:
-    """Say in words what differs; nothing where all is equal bit for bit."""
+    """Say in words what differs; nothing if all is equal bit for bit."""
     missing = [f"no {name!r}" for name in expected.keys() - answer.keys()]
     added = [f"{name!r} is new" for name in answer.keys() - expected.keys()]
     both = [name for name in expected if name in answer]
@@ -175,7 +175,7 @@ def _trained(ds: xr.Dataset, **settings: Any) -> Answer:
 
 
 def _written(ds: xr.Dataset, store: Path) -> Answer:
-    """Cycle an ensemble into a store beside the one that is read."""
+    """Cycle an ensemble into a store beside the store that is read."""
     ds.dan.baseline("etkf", members=5, store=store.with_name("written"), progress=False)
     return values(xr.open_zarr(store.with_name("written"), consolidated=False))
 
@@ -225,7 +225,7 @@ def covariances(ds: xr.Dataset, net: xdan.Network) -> xr.DataArray:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of store: how it is made, from the folder of those made before, and who reads it."""
+    """A kind of store: the function that makes it from the folder of earlier stores, and the functions that read it."""
 
     make: Callable[[Path], None]
     reads: Mapping[str, Read]
@@ -296,14 +296,14 @@ STORES: Mapping[str, Kind] = {
 
 
 def make(whole: Path, *names: str) -> None:
-    """Make stores in a folder, all kinds where none is named."""
+    """Make stores in a folder; by default of all kinds."""
     whole.mkdir()
     for name in names or STORES:
         STORES[name].make(whole)
 
 
 def begin() -> None:
-    """Compute on one thread, so that children can be forked at any time, and keep quiet."""
+    """Compute on one thread, so that children can be forked at any time, and switch messages off."""
     dask.config.set(scheduler="synchronous")
     warnings.simplefilter("ignore")
 
@@ -323,14 +323,14 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Expected:
-    """What a read answers from an undamaged store, and of what it warns."""
+    """The answer and the warnings of a read of an undamaged store."""
 
     answer: Answer
     warned: frozenset[str]
 
 
 def ask(read: Read, store: Path, whole: Path) -> tuple[Answer | Exception, dict[str, str]]:
-    """Answer or error of a read, and its XdanWarnings by their words, without numbers."""
+    """Answer or error of a read, and the words of its XdanWarnings, without numbers."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         answer: Answer | Exception
@@ -344,14 +344,14 @@ def ask(read: Read, store: Path, whole: Path) -> tuple[Answer | Exception, dict[
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a read: one of `OUTCOMES`, and how the answer differs or what the error says."""
+    """Outcome of a read: one of `OUTCOMES`, and how the answer differs or what the error says."""
 
     name: str
     detail: str = ""
 
 
 def judge(answer: Answer | Exception, said: Mapping[str, str], expected: Expected) -> Outcome:
-    """Compare a read of a damaged store with that of the undamaged one."""
+    """Compare a read of a damaged store with the read of the undamaged store."""
     if isinstance(answer, Exception):
         return Outcome(*_of_error(answer))
     differs = "; ".join(differences(expected.answer, answer)[:4])
@@ -377,5 +377,5 @@ def _of_error(error: Exception) -> tuple[str, str]:
 
 
 def without_numbers(text: str) -> str:
-    """A message without its numbers, which tells it from others of another kind."""
+    """A message without its numbers: messages of one kind become equal."""
     return _NUMBERS.sub("#", text)

@@ -2,17 +2,17 @@
 
     python examples/barotropic_vorticity.py [--minutes 10] [--out barotropic-vorticity]
 
-A steady force drives four jets, which are unstable; drag holds the eddies, and a diffusion of fourth order takes what
-reaches the grid's end (a Kolmogorov flow). The motion is chaotic: small errors grow by a rate of about 0.25.
+A steady force drives four unstable jets (a Kolmogorov flow). Drag limits the eddies, and a diffusion of fourth order
+removes the smallest scales of the grid. The motion is chaotic: small errors grow at a rate of about 0.25.
 
     dw/dt = -J(psi, w) + A cos(n y) - r w - nu laplacian^2 w,   laplacian psi = w
 
-J is formed on the grid, de-aliased by the two-thirds rule; steps are Runge-Kutta 4. The flow is statistically steady:
-from t = 0 to 160 after the spin-up, four trajectories have a mean energy of 0.172 to 0.176 in each quarter.
+J is computed on the grid and de-aliased by the two-thirds rule. Steps are Runge-Kutta 4. The flow is statistically
+steady: from t = 0 to 160 after the spin-up, four trajectories have a mean energy of 0.172 to 0.176 in each quarter.
 
-It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
-the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
-the network out; fewer --trajectories and --cycles are quicker.
+The program prints a table: for each method the analysis RMSE, its standard error, the spread, the tuned parameters and
+the time in seconds. The table, a page and its picture are written into the folder --out. Training takes --minutes; 0
+leaves the network out. Fewer --trajectories and --cycles are faster.
 """
 
 from __future__ import annotations
@@ -49,16 +49,18 @@ class BarotropicVorticity(xdan.Dynamics, pure=True):
         down = torch.fft.fftfreq(points, 1 / points, dtype=torch.float64)[:, None]
         across = torch.fft.rfftfreq(points, 1 / points, dtype=torch.float64)[None]
         square = down**2 + across**2
-        self._kept = ((down.abs() <= points // 3) & (across <= points // 3)).double()  # without waves that fold back
+        self._kept = (
+            (down.abs() <= points // 3) & (across <= points // 3)
+        ).double()  # without waves that would be aliased
         self._inverse = torch.where(square > 0, -1.0 / square.clamp(min=1.0), 0.0)
         self._damping = drag + diffusion * square**2
         x, y = 1j * across * self._kept, 1j * down * self._kept
-        self._derivatives = torch.stack([x * self._inverse, y * self._inverse, x, y])  # of psi, and of w
+        self._derivatives = torch.stack([x * self._inverse, y * self._inverse, x, y])  # derivatives of psi and of w
         place = torch.arange(points, dtype=torch.float64) * (2 * math.pi / points)
         self._force = (amplitude * torch.cos(jets * place))[:, None]
 
     def rest(self, noise: torch.Tensor) -> torch.Tensor:
-        """Vorticity without a mean, as a periodic plane has none."""
+        """Vorticity with mean zero, as the mean vorticity of a periodic plane is zero."""
         return noise - noise.mean((-2, -1), keepdim=True)
 
     def tendency(self, w: torch.Tensor) -> torch.Tensor:

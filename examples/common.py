@@ -1,4 +1,4 @@
-"""What several examples do: train a network once, compare it with classical methods, write a table, save pictures."""
+"""Parts that examples share: train a network once, compare it with classical methods, write a table, save pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 def trained(path: Path, experiment: xdan.TwinExperiment, network: Any, **settings: Any) -> xdan.Network:
-    """Open the network at a path, or train it on an endless twin and keep it there; a killed run is taken up."""
+    """Open the network at a path, or train it on an endless twin and save it there. A killed training goes on."""
     if path.exists():
         net = xdan.open_network(path)
         _check(
@@ -37,7 +37,7 @@ def trained(path: Path, experiment: xdan.TwinExperiment, network: Any, **setting
 
 
 def kept(path: Path, make: Callable[[], xr.Dataset], **settings: Any) -> xr.Dataset:
-    """Open the Dataset at a path, or make it with these settings and keep it there."""
+    """Open the Dataset at a path, or make it with these settings and save it there."""
     if not path.exists():
         with _whole(path) as partial:
             make().assign_attrs(settings).to_zarr(partial, consolidated=False)
@@ -48,7 +48,7 @@ def kept(path: Path, make: Callable[[], xr.Dataset], **settings: Any) -> xr.Data
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Somewhere to write what is to lie at a path, whole or not at all."""
+    """A temporary path for results, which are moved to `path` only if they are whole."""
     partial = path.with_name(f"{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     yield partial
@@ -61,18 +61,18 @@ def _check(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None
 
 
 def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace:
-    """Options that the examples of a system share, with defaults of its own."""
+    """Options that the examples of systems share, with the defaults of one system."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of the network; 0 leaves it out")
-    parser.add_argument("--steps", type=int, help="of training, instead of the minutes")
-    parser.add_argument("--cycles", type=int, help="of the test record, after the burn-in")
-    parser.add_argument("--burn-in", type=int, help="cycles that an ensemble needs to forget its start")
+    parser.add_argument("--steps", type=int, help="training steps, instead of --minutes")
+    parser.add_argument("--cycles", type=int, help="cycles of the test record after the burn-in")
+    parser.add_argument("--burn-in", type=int, help="first cycles, in which an ensemble forgets its start")
     parser.add_argument("--trajectories", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=32, help="windows of a training step")
+    parser.add_argument("--batch", type=int, default=32, help="windows in a training step")
     parser.add_argument("--window", type=int, default=16, help="cycles of a window")
-    parser.add_argument("--points", type=int, help="along each axis of a model that is written in the example")
-    parser.add_argument("--archive", type=int, help="states that stand for the climatology; the model's own by default")
-    parser.add_argument("--seed", type=int, default=1, help="of the test record; the network has another")
+    parser.add_argument("--points", type=int, help="grid points along each axis, if the example defines the model")
+    parser.add_argument("--archive", type=int, help="number of states for the climatology; by default the model's")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the test record; the network has another")
     parser.add_argument("--out", type=Path, default=Path(name))
     parser.set_defaults(**defaults)
     options = parser.parse_args()
@@ -83,9 +83,9 @@ def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace
 def compare(
     experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any, **training: Any
 ) -> dict[str, xr.Dataset]:
-    """Cycle a test record by classical methods, and by a network that is trained before; print and keep a table.
+    """Cycle a test record by classical methods and by a network, which is trained first; print and save a table.
 
-    `training` holds further settings of `xdan.train`. Returns the test record, under "truth", and the runs.
+    `training` holds further settings of `xdan.train`. The result holds the test record as "truth", and the runs.
     """
     cycles = options.burn_in + options.cycles
     climatology = archive(experiment, options.archive, options.seed + 2) if options.archive else None
@@ -127,7 +127,7 @@ def compare(
 
 
 def archive(experiment: xdan.TwinExperiment, states: int, seed: int) -> Any:
-    """States (sample, *state) of a free run of the model, for models of which 4,096 spin-ups take long."""
+    """States (sample, *state) of a free run of the model, for a model whose 4,096 spin-ups take long."""
     rows = -(-states // 16)
     labels = range(rows)
     model, steps = experiment.dynamics, experiment.dynamics.spin_up_steps() // 10
@@ -138,7 +138,7 @@ def archive(experiment: xdan.TwinExperiment, states: int, seed: int) -> Any:
 
 
 def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:
-    """Save a page at path.html, and where Playwright finds a Chromium, a picture of it at path.png."""
+    """Save a page at path.html. If Playwright finds a Chromium, save a picture of the page at path.png, too."""
     html = path.with_suffix(".html")
     xdan.save_page(html, sections, **page)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -155,7 +155,7 @@ def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:
         tab = browser.new_page(viewport={"width": 1100, "height": 700})
         tab.goto(html.resolve().as_uri())
         tab.wait_for_selector("canvas")
-        tab.wait_for_timeout(1500)  # plots are drawn after their canvases are there
+        tab.wait_for_timeout(1500)  # plots are drawn some time after their canvases exist
         png = path.with_suffix(".png")
         tab.screenshot(path=png, full_page=True)
         browser.close()
@@ -171,7 +171,7 @@ def slug(title: str) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, four digits."""
+    """A table in Markdown, with four digits."""
     columns = [str(column) for column in table.columns]
     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     shown = table.map(lambda v: "" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v))

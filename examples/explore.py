@@ -1,4 +1,4 @@
-"""Look around in what the quickstart or a sweep has left, in a browser.
+"""Explore the results of the quickstart or of a sweep in a browser.
 
 python examples/explore.py quickstart          # a twin and runs on it
 python examples/explore.py sweeps/window.zarr  # the cube of a sweep
@@ -18,7 +18,7 @@ import xdan
 
 
 def view(path: Path) -> Any:
-    """What is found at a path."""
+    """The explorer of the results at a path."""
     if path.suffix == ".zarr":
         return xdan.explore(xr.open_zarr(path, consolidated=False))
     test = xr.open_zarr(path / "test.zarr", consolidated=False)
@@ -37,8 +37,8 @@ def view(path: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="the quickstart's folder, or a sweep's store")
-    parser.add_argument("--port", type=int, default=0, help="any that is free by default")
-    parser.add_argument("--no-show", action="store_true", help="serve, and open no browser")
+    parser.add_argument("--port", type=int, default=0, help="port of the server; by default any free port")
+    parser.add_argument("--no-show", action="store_true", help="serve, but open no browser")
     options = parser.parse_args()
     if not options.path.exists():
         parser.error(f"{options.path} is not there: run examples/quickstart.py or examples/sweeps.py first")

@@ -2,9 +2,9 @@
 
     python examples/family.py [--only NAME ...] [--scale 1.0] [--out family]
 
-Each row is trained on an endless twin for its minutes (times `--scale`) on all cores, and cycles a test record that
-none has seen; a committee's members are trained before it. Networks, scores and checkpoints stay in Zarr stores under
-`--out`: a second call does what is missing, and a killed training is taken up where it was.
+The network of each row is trained on an endless twin for its minutes (times `--scale`), on all cores. It then cycles a
+test record that no network has seen. The members of a committee are trained before it. Networks, scores and checkpoints
+stay in Zarr stores under `--out`: a second call computes only what is missing, and a killed training goes on.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ BURN_IN, TRAJECTORIES = 200, 64
 PLAIN = {"filters": 40, "blocks": 5, "kernel": 5}
 MEMORY = {"filters": 40, "blocks": 5, "kernel": 3, "memory": 16}
 COVARIANCE = {"form": "hypernetwork", "rank": 8, "filters": 40, "blocks": 5}
-# Without memory the forecast is all there is: what lies further away tells of the past.
+# Without memory, the network has only the forecast. Sites farther away tell of the past.
 WIDE, LATENT = {**COVARIANCE, "kernel": 7}, {**COVARIANCE, "kernel": 3, "memory": 16}
-# Large batches, and weights that stay small: long runs gain from both.
+# Large batches and weight decay improve long runs.
 LARGE = {
     "objective": "mse",
     "window": 16,
     "batch": 64,
     "optimiser": xdan.Optimiser(learning_rate=0.012, adam_learning_rate=0.0024, weight_decay=0.1),
 }
-# The covariance of a square-root EnKF is imitated for most of the time, without cycling; then come the cycles, at rates
-# that leave what was learned.
+# For most of the time the covariance of a square-root EnKF is imitated, without cycles. Training through cycles comes
+# last, with learning rates that keep what was learned.
 IMITATE = {
     "objective": "covariance",
     "teacher": {"method": "etkf", "members": 40, "inflation": 1.01, "spin_up": 20},
@@ -57,8 +57,8 @@ AFTER = {
     "batch": 64,
     "optimiser": xdan.Optimiser(learning_rate=0.0015, adam_learning_rate=0.0003, weight_decay=0.1),
 }
-AFTER_LATENT = {**AFTER, "window": 16, "batch": 32}  # memory is worth longer windows
-# Beside a filter that is good from the start: short windows, and rates that leave it so.
+AFTER_LATENT = {**AFTER, "window": 16, "batch": 32}  # with memory, longer windows pay
+# Beside a filter that is good from the start: short windows and low learning rates.
 GUIDED = {
     "objective": "mse",
     "window": 12,
@@ -72,14 +72,14 @@ PUT_BACK = {
     "optimiser": xdan.Optimiser(learning_rate=0.008, adam_learning_rate=0.0016, weight_decay=0.1),
 }
 IMITATED_SHARE = 2 / 3
-# Of which committees are made.
+# Networks that make the committees.
 TITLES = "residual CNN, 40 filters", "covariance imitated first"
 LATENT_TITLES = "with memory", "memory, imitated first"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network, where it is trained, and what it is known or hoped to reach."""
+    """A network, its training, and the RMSE that is published or expected for it."""
 
     title: str
     network: Any
@@ -134,7 +134,7 @@ def rows() -> list[Row]:
 
 
 def train(row: Row, out: Path, scale: float, seed: int) -> xdan.Network:
-    """Open a row's network, or train it, and before it those that it is made of."""
+    """Open the network of a row, or train it after the networks that it is made of."""
     experiment, minutes = row.experiment, scale * row.minutes
     common = {"seed": seed, "progress": {"desc": f"{row.title:<28}"}}
     path, start = out / f"{row.slug}.zarr", row.network
@@ -151,7 +151,7 @@ def train(row: Row, out: Path, scale: float, seed: int) -> xdan.Network:
 
 
 def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
-    """Train one row where its network is missing, cycle it, keep its scores."""
+    """Train the network of a row if it is missing, cycle it, and save its scores."""
     net = train(row, out, scale, seed)
     cycles = BURN_IN + (400 if row.interval < 0.1 else 100)
     test = xdan.twin(row.experiment, cycles=cycles, trajectories=TRAJECTORIES, seed=seed + 1).compute()
@@ -164,7 +164,7 @@ def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="rows whose title contains one of these")
+    parser.add_argument("--only", nargs="*", help="only rows whose title contains one of these words")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of every training time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("family"))

@@ -1,16 +1,17 @@
-"""A season, and a ring of two unlike halves: do networks read their covariance from one state there too?
+"""A season, and a ring with two different halves: do networks read the covariance from one state there, too?
 
     python examples/heterogeneous.py [seasonal] [two-halves] [--minutes 10] [--out heterogeneous]
 
-seasonal: Lorenz-96 whose forcing goes from 8 to 10, to 6 and back, every site observed. The model depends on time, and
-networks read nothing of it: one is trained through the season, one at a forcing of 8.
+seasonal: Lorenz-96 whose forcing goes from 8 to 10, to 6 and back. Every site is observed. The model depends on time,
+but networks do not see the time: one is trained through the season, one at a forcing of 8.
 
 two-halves: F is 8 on one half of the ring, where every site is observed, and 4 on the other, where every fourth is.
-Three instruments have errors of their own. One network is told forcing and precision at each site, one is not.
+Three instruments have different errors. One network gets forcing and precision at each site as inputs, one does not.
 
-Each figure has two tables. The second says how P_a of a network goes with that of an EnKF-N of 40 members on the same
-record: the correlation in time of P[j, j], and of P[j - 1, j], at each observed site j. A covariance that does not
-follow the flow has none. Networks, runs and gains are kept under --out, and a second call computes what is missing.
+Each figure has two tables. The second table compares the P_a of a network with that of an EnKF-N of 40 members on the
+same record: the correlation in time of P[j, j], and of P[j - 1, j], at each observed site j. A covariance that does not
+follow the flow has no correlation. Networks, runs and gains are saved under --out, and a second call computes only
+what is missing.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class SeasonalLorenz96(xdan.Lorenz96, pure=True):
 
 
 def two_halves() -> tuple[xdan.TwinExperiment, xdan.StateSpace]:
-    """The experiment, and the space of a network that is told what differs between sites."""
+    """The experiment, and the space of a network whose inputs say how sites differ."""
     forcing = np.where(np.arange(SITES) < SITES // 2, 8.0, 4.0)
     observed = np.r_[: SITES // 2, SITES // 2 + 2 : SITES : 4]
     instruments = [list(ERRORS)[k % len(ERRORS)] for k in range(len(observed))]
@@ -71,7 +72,7 @@ def two_halves() -> tuple[xdan.TwinExperiment, xdan.StateSpace]:
 
 
 def network(name: str, experiment: xdan.TwinExperiment, options: argparse.Namespace, **more: Any) -> xdan.Network:
-    """Train where there is no network yet."""
+    """Open the network, or train it."""
     settings = {"objective": "mse", "window": 16, "batch": 32, "minutes": options.minutes, "seed": 2}
     architecture = xdan.ResidualCNN(filters=32, kernel=5, blocks=5, **more)
     return trained(options.out / f"{name}.zarr", experiment, architecture, **settings)
@@ -94,7 +95,7 @@ def run_all(name: Path, test: xr.Dataset, schemes: Mapping[str, Any]) -> Runs:
         run = test.dan.baseline(method, **parameters, progress=False).compute()
         if "members" not in run:
             return run
-        del run.attrs["xdan_whole"]  # members take much room, and are left out
+        del run.attrs["xdan_whole"]  # members take much space and are left out
         return run.drop_vars(["members", "forecast_members"]).assign(near_diagonal(xdan.ensemble_covariance(run)))
 
     runs, settings = {}, {"cycles": test.sizes["time"], "trajectories": len(test.trajectory), "record": test.seed}
@@ -125,7 +126,7 @@ def shown(by_trajectory: xr.DataArray, digits: int = 3) -> str:
 
 
 def scores(title: str, runs: Runs, test: xr.Dataset, parts: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for each run: what was tuned, and the RMSE of parts of the record, sites and times."""
+    """A row for each run: the tuned parameters, and the RMSE of parts of the record (sites and times)."""
     rows = []
     for label, run in runs.items():
         tuned = [f"{n} {float(run[f'tuned_{n}']):.3g}" for n in CANDIDATES if f"tuned_{n}" in run]
@@ -135,9 +136,9 @@ def scores(title: str, runs: Runs, test: xr.Dataset, parts: Mapping[str, Any]) -
 
 
 def agreement(title: str, runs: Runs, parts: Mapping[str, tuple[Any, bool]]) -> pd.DataFrame:
-    """Correlations in time of P_a[j, j] and P_a[j - 1, j] with the ensemble's, means over some sites j.
+    """Correlations in time of P_a[j, j] and P_a[j - 1, j] with those of the ensemble, averaged over some sites j.
 
-    A part says which sites, and whether the season counts: the mean over trajectories at each time.
+    A part says which sites are taken, and whether the season (the mean over trajectories at each time) is kept.
     """
     columns = {}
     for part, (sites, season) in parts.items():
@@ -167,7 +168,7 @@ def finish(name: str, tables: list[pd.DataFrame], pages: Mapping[str, Any], opti
 
 
 def seasonal(options: argparse.Namespace) -> None:
-    """Networks through a season of which they are told nothing."""
+    """Networks through a season that they do not see."""
     season, constant = xdan.TwinExperiment(SeasonalLorenz96()), xdan.TwinExperiment(xdan.Lorenz96())
     networks = {"lorenz96 of xdan": xdan.open_network("lorenz96")}
     networks["network, F = 8"] = network("constant", constant, options)
@@ -233,11 +234,13 @@ FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {"seasonal": seasonal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", nargs="*", default=list(FIGURES), help=f"of {', '.join(FIGURES)}; all by default")
+    parser.add_argument(
+        "figures", nargs="*", default=list(FIGURES), help=f"some of {', '.join(FIGURES)}; by default all"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each network")
-    parser.add_argument("--cycles", type=int, help=f"of the test record, after {BURN_IN}")
+    parser.add_argument("--cycles", type=int, help=f"cycles of the test record after {BURN_IN}")
     parser.add_argument("--trajectories", type=int)
-    parser.add_argument("--seed", type=int, help="of the test record")
+    parser.add_argument("--seed", type=int, help="seed of the test record")
     parser.add_argument("--out", type=Path, default=Path("heterogeneous"))
     options = parser.parse_args()
     for figure in options.figures:

@@ -1,4 +1,4 @@
-"""Models that are wrong, a figure by one command.
+"""Wrong models: each figure by one command.
 
     python examples/imperfect.py TOPIC FIGURE [--out imperfect]
 
@@ -8,8 +8,8 @@
     fidelities  control-variates, multifidelity, multi-model   several models in one ensemble
     networks    forcing, noise                             networks trained where the model is wrong
 
-What is made is kept under --out, in a folder of the topic and the figure: a second call makes what is missing. The
-pages docs/model-error.md, docs/parameters.md, docs/corrections.md and docs/fidelities.md show the results.
+Results are saved under --out, in a folder for the topic and the figure: a second call computes only what is missing.
+The pages docs/model-error.md, docs/parameters.md, docs/corrections.md and docs/fidelities.md show the results.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("topic", choices=TOPICS)
     parser.add_argument("figure", choices=[figure for figures in TOPICS.values() for figure in figures])
     parser.add_argument("--minutes", type=float, default=0.0, help="training time of each network of `networks`")
-    parser.add_argument("--cycles", type=int, help="of the test record")
+    parser.add_argument("--cycles", type=int, help="cycles of the test record")
     parser.add_argument("--trajectories", type=int)
-    parser.add_argument("--seed", type=int, help="of the test record")
+    parser.add_argument("--seed", type=int, help="seed of the test record")
     parser.add_argument("--out", type=Path, default=Path("imperfect"))
     options = parser.parse_args()
     figures = TOPICS[options.topic]

@@ -21,12 +21,12 @@ import xdan
 from common import kept, markdown, save_pictures
 
 MODEL = xdan.Lorenz96(sites=40)
-Q, R = 0.1, 2.0  # of the noisy records
+Q, R = 0.1, 2.0  # variances of the noisy records
 COLOURS = {"Q": "#D55E00", "R": "#0072B2"}
 
 
 def noisy(trajectories: int, cycles: int, seed: int) -> xr.Dataset:
-    """A record of a model that errs by N(0, 0.1 I) in every interval of 0.05, observed with errors N(0, 2 I)."""
+    """A record with model errors N(0, 0.1 I) in every interval of 0.05, and observation errors N(0, 2 I)."""
     setting = {"interval": 0.05, "model_error_std": math.sqrt(Q), "error_std": math.sqrt(R), "dtype": "float64"}
     return xdan.twin(MODEL, cycles=cycles, trajectories=trajectories, seed=seed, **setting).compute()
 
@@ -42,12 +42,12 @@ def variance(estimate: xr.Dataset, name: str) -> tuple[float, float]:
     """Mean variance over the components, trace / N, and its standard error."""
     deviation, error = estimate[name], estimate[f"{name}_standard_error"]
     count = deviation.size
-    # Errors of components are taken as independent.
+    # Errors of different components are taken as independent.
     return float((deviation**2).mean()), float(np.sqrt(((2 * deviation * error) ** 2).sum())) / count
 
 
 def row(label: str, estimate: xr.Dataset, true: dict[str, float]) -> dict[str, Any]:
-    """A row of a table: each estimated variance, its standard error, and how far it is from the true one."""
+    """A row of a table: each estimated variance, its standard error, and its relative difference from the truth."""
     values: dict[str, Any] = {"estimate": label}
     for letter, name in (("Q", "model_error"), ("R", "observation_error")):
         if name in estimate and letter in true:
@@ -59,7 +59,7 @@ def row(label: str, estimate: xr.Dataset, true: dict[str, float]) -> dict[str, A
 
 
 def curves(estimates: dict[str, xr.Dataset], true: dict[str, float], along: str) -> hv.Layout:
-    """Q and R along iterations or time, the true values dashed."""
+    """Q and R along iterations or time. True values are dashed lines."""
     panels = []
     for letter, name in (("Q", "model_error"), ("R", "observation_error")):
         lines = []
@@ -88,7 +88,7 @@ def curves(estimates: dict[str, xr.Dataset], true: dict[str, float], along: str)
 
 
 def shown(rows: list[dict[str, Any]], title: str, options: argparse.Namespace, picture: hv.Layout) -> None:
-    """Print and keep a table, and its picture."""
+    """Print and save a table, and its picture."""
     text = f"{title}\n\n{markdown(pd.DataFrame(rows))}"
     (options.out / "table.md").write_text(text)
     print(f"\n{text}")
@@ -96,7 +96,7 @@ def shown(rows: list[dict[str, Any]], title: str, options: argparse.Namespace, p
 
 
 def setting(options: argparse.Namespace, trajectories: int, cycles: int, seed: int = 1) -> dict[str, int]:
-    """Sizes and seed of a record, the caller's or these."""
+    """Sizes and seed of a record: those of the options, or these defaults."""
     return {
         "trajectories": options.trajectories or trajectories,
         "cycles": options.cycles or cycles,

@@ -1,16 +1,16 @@
 """Several models at once: control variates, the multifidelity and the multi-model ensemble Kalman filter.
 
-control-variates: the variance of the multifidelity mean over 100,000 repetitions, beside its formula, for functions of
-normal numbers whose correlations are known in closed form.
+control-variates: the variance of the multifidelity mean over 100,000 repetitions, and the variance by its formula, for
+functions of normal numbers whose correlations are known in closed form.
 
-multifidelity: Lorenz-96 with F = 8 is the costly model, F = 7 the cheap one, taken to cost a tenth. A few costly
-members and many cheap ones, beside ensembles of one model.
+multifidelity: Lorenz-96 with F = 8 is the costly model. The model with F = 7 is the cheap one, and counts as a tenth of
+the cost. A few costly and many cheap members are compared with ensembles of one model.
 
-multi-model: four wrong models of Lorenz-96 of 20 members each, beside each of them with 80, every 0.2 with R = 0.25 I.
-Each has a wrong forcing on one quarter of the ring: 10, 6, 11 and 5. multi-model-one-side: F = 8.5, 9, 9.5 and 10
-everywhere, so that all err the same way.
+multi-model: four wrong models of Lorenz-96 with 20 members each are compared with each model with 80 members, at
+intervals of 0.2 with R = 0.25 I. Each model has a wrong forcing on one quarter of the ring: 10, 6, 11 and 5.
+multi-model-one-side: F = 8.5, 9, 9.5 and 10 everywhere, so that all models err in one direction.
 
-Inflations are tuned by the RMSE on the leading part of the record, for every row from five or six candidates.
+Inflations are tuned by the RMSE on the leading part of the record, for every row among five or six candidates.
 docs/fidelities.md shows the results.
 """
 
@@ -34,7 +34,7 @@ from xdan.core.methods.control_variates import control_variate_mean, regression_
 from common import kept, markdown, save_pictures, slug
 
 SITES, FORCING, BURN_IN = 40, 8.0, 200
-REPETITIONS, TOGETHER = 100_000, 5_000  # estimates of the mean, and how many are computed at a time
+REPETITIONS, TOGETHER = 100_000, 5_000  # number of estimates of the mean, and of estimates that are computed at a time
 RHO = (1 / math.sqrt(1.18), 0.5 / math.sqrt(0.5 * 1.18))  # of `fidelities`, in closed form
 WEIGHTS, VARIANCE = (1.0, 1.0), 1.18  # Cov(f_0, f_k) / Var(f_k), and Var(f_0)
 COUNTS: dict[str, tuple[int, ...]] = {"10": (10,), "10, 40": (10, 40), "10, 40, 200": (10, 40, 200)}
@@ -169,7 +169,7 @@ def multi_model(name: str, options: argparse.Namespace) -> None:
 
 
 def _record(options: argparse.Namespace, error_std: float, model: xdan.Dynamics) -> xr.Dataset:
-    """A truth of F = 8, whatever the forecast model is: one truth, and one set of observations."""
+    """A record with a truth of F = 8, for any forecast model: all have one truth and one set of observations."""
     cycles, trajectories = BURN_IN + (options.cycles or 400), options.trajectories or 8
     seed = 1 if options.seed is None else options.seed
     size = {"cycles": cycles, "trajectories": trajectories, "seed": seed}
@@ -178,7 +178,7 @@ def _record(options: argparse.Namespace, error_std: float, model: xdan.Dynamics)
 
 
 def _size(record: xr.Dataset) -> str:
-    """How much there is of a record, in words."""
+    """The size of a record, in words."""
     return (
         f"{record.sizes['trajectory']} trajectories, {record.sizes['time'] - BURN_IN} cycles after {BURN_IN}, seed "
         f"{record.attrs['seed']}"
@@ -188,7 +188,7 @@ def _size(record: xr.Dataset) -> str:
 def _scored(
     options: argparse.Namespace, record: xr.Dataset, label: str, method: str, parameters: Mapping[str, Any]
 ) -> dict[str, float]:
-    """RMSE of a method on a record, kept."""
+    """RMSE of a method on a record; the result is saved."""
 
     def score() -> xr.Dataset:
         words = {"inflation": "tune", "tune_on": "truth", **parameters, "progress": False}
@@ -210,7 +210,7 @@ def _scored(
 
 
 def _told(out: Path, name: str, heading: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Print and keep a table."""
+    """Print and save a table."""
     table = pd.DataFrame(rows)
     text = f"{heading}\n\n{markdown(table)}"
     (out / f"{name}.md").write_text(text)

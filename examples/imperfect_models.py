@@ -1,7 +1,7 @@
-"""Figures of models that are corrected, or learned: "correction", "two-scale" and "surrogate" of examples/imperfect.py.
+"""Figures of corrected and learned models: "correction", "two-scale" and "surrogate" of examples/imperfect.py.
 
-What each makes is kept in Zarr stores in its folder: a second call makes what is missing. docs/corrections.md shows the
-results.
+The results of each are saved in Zarr stores in its folder: a second call computes only what is missing.
+docs/corrections.md shows the results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INFLATED = {**ENSEMBLE, "inflation": 1.2, "rotate": True}
 
 
 def correction(options: argparse.Namespace) -> None:
-    """Truth F = 8, model F = 8.5: a constant learned from increments, and what EnKF-N makes of it."""
+    """Truth F = 8, model F = 8.5: a constant correction from increments, and EnKF-N with the corrected model."""
     cycles, trajectories, seed = _sizes(options, 600, 16, 1)
     right, wrong = xdan.Lorenz96(forcing=8.0), xdan.Lorenz96(forcing=8.5)
     setting = {"cycles": BURN_IN + cycles, "trajectories": trajectories}
@@ -48,7 +48,7 @@ def correction(options: argparse.Namespace) -> None:
 
 
 def two_scale(options: argparse.Namespace) -> None:
-    """Two-scale truth, U observed: the truncated model, with and without a correction, with and without Q."""
+    """Two-scale truth with observed U: the truncated model, with and without a correction, with and without Q."""
     cycles, trajectories, seed = _sizes(options, 400, 16, 1)
     full = xdan.TwoScaleLorenz96()
     setting = {"interval": 0.05, "observe": {"U": xdan.Sites.all()}, "error_std": math.sqrt(0.1)}
@@ -138,8 +138,8 @@ def surrogate(options: argparse.Namespace) -> None:
 
 def _sizes(options: argparse.Namespace, *defaults: int) -> list[int]:
     """Cycles, trajectories and the seed of an example, or their defaults."""
-    given = options.cycles, options.trajectories, options.seed
-    return [default if one is None else one for one, default in zip(given, defaults, strict=True)]
+    chosen = options.cycles, options.trajectories, options.seed
+    return [default if one is None else one for one, default in zip(chosen, defaults, strict=True)]
 
 
 def _slow(ds: xr.Dataset) -> xr.Dataset:
@@ -150,7 +150,7 @@ def _slow(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _print_passes(corrected: Any) -> None:
-    """What each pass of a correction found."""
+    """Print the numbers of each pass of a correction."""
     columns = ("increment", "learned", "learned_standard_error", "factor")
     rows = [{name: row[name] for name in columns} for row in corrected.provenance["passes"]]
     print(markdown(pd.DataFrame(rows)))
@@ -164,7 +164,7 @@ def _table(
     words: Mapping[str, Any],
     known: Mapping[str, Any],
 ) -> None:
-    """Run a method with several models, each run's scores kept; print them and draw errors in time."""
+    """Run a method with several models, and save the scores of each run; print them, and draw errors in time."""
     printed, errors = [], []
     for name, (record, model) in rows.items():
         score = kept(
@@ -195,7 +195,7 @@ def _table(
 
 
 def _scored(record: xr.Dataset, model: xdan.Dynamics, method: str, words: Mapping[str, Any]) -> xr.Dataset:
-    """Scores of a run of one field, U of two; the standard error of the mean innovation is over trajectories."""
+    """Scores of a run of one field, or of U; the standard error of the mean innovation is over trajectories."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xdan.XdanWarning)  # the models are wrong on purpose
         run = record.dan.baseline(method, dynamics=model, **words)

@@ -1,12 +1,12 @@
-"""Networks where the forecast model is wrong: how much of its error do they absorb, and do they need the truth for it?
+"""Networks with a wrong forecast model: how much of its error do they correct, and do they need the truth for this?
 
-Lorenz-96, 40 sites, all observed every 0.05 with unit errors. In "forcing" the truth has F = 8 and the forecast model
-F = 8.5: a bias. In "noise" the truth errs by N(0, 0.1 I) in every interval, and the model does not.
+Lorenz-96 with 40 sites, all observed every 0.05 with unit errors. In "forcing" the truth has F = 8 and the forecast
+model has F = 8.5: a bias. In "noise" the truth has errors N(0, 0.1 I) in every interval, and the model has none.
 
 Networks are trained through cycles of the wrong model, against the truth ("mse"), or on observations alone
-("forecast", the misfit of each forecast to the next observations). Those of the folder `trained` beside this file are
-taken, which a GPU trained in 5.2 minutes each (those that correct the model in 3.4); or, with --minutes, they are
-trained for so long each.
+("forecast", the misfit of each forecast to the next observations). By default the networks come from the folder
+`trained` beside this file. A GPU trained them in 5.2 minutes each (3.4 minutes for networks that correct the model).
+With --minutes, each network is trained anew for so long.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from common import kept, markdown, save_pictures, slug, trained
 
 TITLES = {"forcing": "Truth F = 8, model F = 8.5", "noise": "Truth with errors N(0, 0.1 I) in every interval"}
 BURN_IN, CYCLES, TRAJECTORIES = 200, 500, 16
-MODEL_ERRORS = (0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviations of Q that are tried against a bias
+MODEL_ERRORS = (0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviations in Q that are tried against a bias
 DECAYED = xdan.Optimiser(learning_rate=0.008, adam_learning_rate=0.0016, weight_decay=0.1)
 EXPERIMENTS = {
     "forcing": xdan.TwinExperiment(xdan.Lorenz96(forcing=8.5), truth_dynamics=xdan.Lorenz96()),
@@ -43,7 +43,7 @@ class Trained:
     Attributes
     ----------
     name : str
-        Of its store.
+        Name of its store.
     experiment : TwinExperiment
     network : AnalysisNetwork
     objective : str
@@ -66,7 +66,7 @@ def plain() -> xdan.AnalysisNetwork:
 
 
 def correcting() -> xdan.AnalysisNetwork:
-    """The same network, and a constant that it adds to the model's tendency."""
+    """The network of `plain`, with a learned constant that is added to the model's tendency."""
     sizes = {"filters": 40, "blocks": 5, "kernel": 5, "memory": 16}
     return xdan.CorrectingCNN(**sizes, correction_kernel=1, correction_degree=0)
 
@@ -104,9 +104,9 @@ WEAK = {"window": 3, "scale": "tune", "candidates": {"scale": [0.005, 0.01, 0.02
 
 
 def forcing(options: argparse.Namespace) -> None:
-    """A model with another forcing than the truth's."""
+    """A model whose forcing is not that of the truth."""
     test = _record("forcing", options)
-    # The record says what made its truth; these runs have the truth's own model.
+    # The record names the model of its truth. These runs use that model.
     right = {"dynamics": xdan.Lorenz96()}
     schemes: dict[str, Callable[[], xr.Dataset]] = {
         "EnKF-N 40, the true model": lambda: test.dan.baseline("enkf-n", members=40, **right, progress=False),
@@ -128,7 +128,7 @@ def forcing(options: argparse.Namespace) -> None:
 
 
 def noise(options: argparse.Namespace) -> None:
-    """A truth that errs at random, with Q known and not."""
+    """A truth with random model errors, with a known and an unknown Q."""
     test = _record("noise", options)
     perfect = {"model_error": 0.0}
     schemes: dict[str, Callable[[], xr.Dataset]] = {}
@@ -154,7 +154,7 @@ def noise(options: argparse.Namespace) -> None:
 def table(
     test: xr.Dataset, name: str, schemes: Mapping[str, Callable[[], xr.Dataset]], options: argparse.Namespace
 ) -> None:
-    """Print and keep the RMSE of schemes and networks on a record."""
+    """Print and save the RMSE of schemes and networks on a record."""
     hv.extension("bokeh", logo=False)
     networks = NETWORKS[name]
     runs: dict[str, Callable[[], xr.Dataset]] = dict(schemes)
@@ -188,7 +188,7 @@ def table(
 
 
 def picture(table: pd.DataFrame) -> hv.Overlay:
-    """RMSE of each scheme, three standard errors to each side; schemes that lose the truth are left out."""
+    """RMSE of each scheme, with bars of three standard errors; schemes that lose the truth are left out."""
     whole = table[(table["lost"] == 0) & (table["RMSE"] < 1.0)][::-1]
     colours = ["#999999" if "EnKF" in scheme or "network" not in scheme else "#0072B2" for scheme in whole["scheme"]]
     bars = hv.Bars((whole["scheme"], whole["RMSE"], colours), "scheme", ["RMSE", "colour"])
@@ -199,7 +199,7 @@ def picture(table: pd.DataFrame) -> hv.Overlay:
 
 
 def network(one: Trained, options: argparse.Namespace) -> xdan.Network:
-    """The network that lies beside this file, or with --minutes a new one."""
+    """The network in the folder beside this file, or, with --minutes, a new one."""
     if not options.minutes:
         return xdan.open_network(Path(__file__).with_name("trained") / f"{one.name}.zarr")
     settings = {**one.training(), "minutes": options.minutes}
@@ -207,9 +207,9 @@ def network(one: Trained, options: argparse.Namespace) -> xdan.Network:
 
 
 def _small(run: xr.Dataset) -> xr.Dataset:
-    """What scores and innovations need of a run."""
+    """The part of a run that scores and innovations need."""
     parts = ["forecast", "analysis", "diverged", "innovation_ratio"]
-    del run.attrs["xdan_whole"]  # the rest is left out
+    del run.attrs["xdan_whole"]  # other variables are left out
     return run[parts]
 
 
@@ -221,7 +221,7 @@ def _record(name: str, options: argparse.Namespace) -> xr.Dataset:
 
 
 def _with_best_q(test: xr.Dataset, method: str, **parameters: Any) -> xr.Dataset:
-    """The run whose Q = q^2 I makes the mean square innovation smallest, which needs no truth."""
+    """The run whose Q = q^2 I has the smallest mean square innovation; this choice needs no truth."""
     squares, runs = {}, {}
     for q in MODEL_ERRORS:
         runs[q] = test.dan.baseline(method, **parameters, model_error=q, progress=False)

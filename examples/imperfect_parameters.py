@@ -23,23 +23,23 @@ from common import kept, markdown, save_pictures
 
 SITES, INTERVAL, FORCING = 40, 0.05, 8.0
 PRIOR = {"forcing": (7.0, 1.0)}
-CYCLES, TRAJECTORIES = 200, 16  # of the record that the forcing is estimated from
-TEST_CYCLES, BURN_IN = 500, 100  # of the record that filters with the estimates are scored on
+CYCLES, TRAJECTORIES = 200, 16  # size of the record from which the forcing is estimated
+TEST_CYCLES, BURN_IN = 500, 100  # size of the record on which filters with the estimates are scored
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "augmented": {},
     "likelihood": {"iterations": 15},
     "em": {"iterations": 15},
 }
-# The ring model: its terms, and the coefficients that make Lorenz-96 of it.
+# The ring model: its terms, and the coefficients with which it is Lorenz-96.
 TERMS = (
     *("1", "x[i-2]", "x[i-1]", "x[i]", "x[i+1]", "x[i+2]"),
     *("x[i-2]^2", "x[i-1]^2", "x[i]^2", "x[i+1]^2", "x[i+2]^2"),
     *("x[i-2]x[i-1]", "x[i-1]x[i]", "x[i]x[i+1]", "x[i+1]x[i+2]", "x[i-2]x[i]", "x[i-1]x[i+1]", "x[i]x[i+2]"),
 )
 LORENZ96 = {"1": 8.0, "x[i]": -1.0, "x[i-2]x[i-1]": -1.0, "x[i-1]x[i+1]": 1.0}
-# Deviations of a constant, a linear and a quadratic term: how large each may be for a tendency of some tens.
+# Standard deviations of a constant, a linear and a quadratic term, for a tendency of some tens.
 FIRST, SECOND = (4.0, 1.0, 0.3), (0.5, 0.1, 0.02)
-# Model errors, passes over the record, cycles of a window: first rough, then with the estimate as a nearly right model.
+# Model errors, passes over the record and cycles of a window: for a rough estimate, then for a nearly right model.
 STAGES = {"first": (0.1, 20, 10, FIRST), "second": (0.03, 6, 20, SECOND)}
 
 
@@ -63,7 +63,7 @@ def forcing(options: argparse.Namespace) -> None:
         model = unknown.with_parameters(**xdan.estimate_of(result))
         scores[name] = _score(options, test, model, name, settings)
         histories[name] = result.forcing.mean("trajectory") if "trajectory" in result.dims else result.forcing
-        more = scores[name] - scores["known"]  # of one record, so that the difference is known better than either
+        more = scores[name] - scores["known"]  # on one record, so that the difference is more exact than each score
         table.append(
             {
                 "method": name,
@@ -129,7 +129,7 @@ def coefficients(options: argparse.Namespace) -> None:
 
 
 def ring_model(record: xr.Dataset) -> xdan.CustomDynamics:
-    """Any quadratic model of five neighbours on a ring, with starts that look as the observations do."""
+    """Any quadratic model of five neighbours on a ring, whose starts have the mean and spread of the observations."""
     middle, spread = float(record.observation.mean()), float(record.observation.std())
 
     def tendency(x: Tensor, coefficients: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def ring_model(record: xr.Dataset) -> xdan.CustomDynamics:
 def _score(
     options: argparse.Namespace, test: xr.Dataset, model: xdan.Dynamics, name: str, settings: Mapping[str, Any]
 ) -> xr.DataArray:
-    """Mean RMSE of every trajectory of a tuned ETKF that forecasts with a model."""
+    """Mean RMSE of every trajectory of a tuned ETKF with a forecast model."""
 
     def made() -> xr.Dataset:
         run = test.dan.baseline("etkf", members=40, dynamics=model, progress=False)

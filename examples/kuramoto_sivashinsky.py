@@ -1,13 +1,14 @@
-"""Kuramoto-Sivashinsky: a ring of 128 points, every one observed; an ensemble, 3D-Var and a network.
+"""Kuramoto-Sivashinsky on a ring of 128 points, all of them observed: an ensemble, 3D-Var and a network.
 
     python examples/kuramoto_sivashinsky.py [--minutes 10] [--out kuramoto-sivashinsky]
 
-The mean of u is conserved by the model, and zero in the truth. What an analysis makes of it stays for ever, so the page
-shows it for every method. The network takes it out of its increments, as the model's field says `conserved=True`.
+The model conserves the mean of u, which is zero in the truth. If an analysis changes this mean, the change stays for
+ever, so the page shows the mean for every method. The network removes the mean from its increments, because the model's
+field has `conserved=True`.
 
-It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
-the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
-the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
+The program prints a table: for each method the analysis RMSE, its standard error, the spread, the tuned parameters and
+the time in seconds. The table, a page and its picture are written into the folder --out. Training takes --minutes; 0
+leaves the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Lorenz-63: three components without neighbours, at long intervals; the order in which methods fall behind.
+"""Lorenz-63: three components without neighbours, at long intervals. Which methods cope with strong nonlinearity?
 
     python examples/lorenz63.py [--minutes 10] [--out lorenz63]
 
-An interval of 0.25 lets errors grow far beyond what is linear: iterations within an analysis are worth most here.
+In an interval of 0.25, errors grow far beyond the linear range. Here iterations within an analysis help most.
 
-It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
-the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
-the network out. All other methods together take two to five minutes.
+The program prints a table: for each method the analysis RMSE, its standard error, the spread, the tuned parameters and
+the time in seconds. The table, a page and its picture are written into the folder --out. Training takes --minutes; 0
+leaves the network out. All other methods together take two to five minutes.
 """
 
 from __future__ import annotations

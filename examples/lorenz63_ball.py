@@ -1,11 +1,12 @@
-"""Lorenz-63: a small ball of states drifts apart along a direction that the place on the attractor tells.
+"""Lorenz-63: a small ball of states spreads along a direction that depends on its place on the attractor.
 
     python examples/lorenz63_ball.py [--minutes 5] [--out lorenz63-ball] [--explore]
 
 By the multiplicative ergodic theorem, the directions in which small errors have grown are a function of the state. A
-network without memory sees one state and names an analysis error covariance P_a there. Its leading eigenvector is
-compared with the Lyapunov vectors at that state, with the leading eigenvectors of an ETKF's and an IEnKS's P_a, and
-with the direction in which tiny balls that set out earlier have been drawn out. With `--explore` sliders move a ball.
+network without memory sees one state, and its derivative is an analysis error covariance P_a there. The leading
+eigenvector of P_a is compared with the Lyapunov vectors at this state, with the leading eigenvectors of the P_a of an
+ETKF and an IEnKS, and with the direction along which a tiny ball that started earlier has spread. With `--explore`,
+sliders move a ball.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ hv.extension("bokeh", logo=False)
 MODEL = xdan.Lorenz63()
 INTERVAL, VARIANCE = 0.25, 2.0
 STEPS = round(INTERVAL / MODEL.timestep)
-SPIN_UP = 100  # cycles left out at both ends of the record, in which Lyapunov vectors and filters converge
-AGES = (1, 2, 3, 4, 8, 16)  # intervals since balls set out
+SPIN_UP = 100  # cycles to leave out at both ends of the record, in which Lyapunov vectors and filters converge
+AGES = (1, 2, 3, 4, 8, 16)  # intervals since the start of a ball
 NETWORK, FORECASTS, OTHER = "network", "network, at its forecasts", "network, at another state"
 ETKF, IENKS, RANDOM, LYAPUNOV = "ETKF", "IEnKS", "random", "first Lyapunov vector"
 COLOURS = {LYAPUNOV: "#000000", NETWORK: "#D55E00", ETKF: "#0072B2", IENKS: "#009E73"}
@@ -39,12 +40,12 @@ METHODS = {
     ETKF: ("etkf", {"members": 10, "inflation": "tune", "rotate": True}),
     IENKS: ("ienks", {"members": 10, "lag": 1, "inflation": 1.02}),
 }
-PLACES, AGE, MEMBERS, DEVIATION = 16, 2, 150, 0.2  # of the balls that are drawn
-LENGTH = 6.0  # of a direction that is drawn
+PLACES, AGE, MEMBERS, DEVIATION = 16, 2, 150, 0.2  # places, age, members and deviation of the balls that are drawn
+LENGTH = 6.0  # length of a direction that is drawn
 
 
 def since(age: int) -> str:
-    """A tiny ball, by the time since it set out."""
+    """The name of a tiny ball, by the time since its start."""
     return f"tiny ball that set out {age * INTERVAL:g} before"
 
 
@@ -55,7 +56,7 @@ def leading(covariances: xr.DataArray) -> xr.DataArray:
 
 
 def tiny_ball(states: np.ndarray, age: int) -> xr.DataArray:
-    """The covariance T T^T of a ball that had the covariance I some intervals before, T the tangent linear model."""
+    """The covariance T T^T of a ball that had the covariance I `age` intervals before, by the tangent linear T."""
     x = torch.from_numpy(states.reshape(-1, 3))
     unit = torch.eye(3, dtype=x.dtype).repeat(len(x), 1, 1)
     _, columns = MODEL.advance_along(x, unit, age * STEPS)
@@ -130,7 +131,7 @@ def notes_on(results: xr.Dataset) -> str:
 
 
 def places(results: xr.Dataset) -> list[int]:
-    """Times of the first trajectory whose states lie far apart, each the farthest from those before."""
+    """Times of the first trajectory whose states lie far apart: each is the farthest from all chosen before."""
     points, chosen = results.truth.isel(trajectory=0).values, [max(AGES)]
     nearest = np.where(np.arange(len(points)) < max(AGES), 0.0, np.inf)
     for _ in range(min(PLACES, len(points) - max(AGES)) - 1):
@@ -140,7 +141,7 @@ def places(results: xr.Dataset) -> list[int]:
 
 
 def points(states: np.ndarray, values: Any = None, name: str = "", **options: Any) -> Any:
-    """Points in the plane of x and z, in the colour of their values where there are any."""
+    """Points in the plane of x and z, coloured by their values if there are values."""
     plane = states.reshape(-1, 3)[:, [0, 2]]
     if values is None:
         return hv.Points(plane, ["x", "z"]).opts(size=1.5, **options)
@@ -149,7 +150,7 @@ def points(states: np.ndarray, values: Any = None, name: str = "", **options: An
 
 
 def balls(results: xr.Dataset, times: list[int], age: int) -> Any:
-    """Balls as they set out, in grey, and some intervals later, in the colour of their growth."""
+    """Balls at their start, in grey, and `age` intervals later, coloured by their growth."""
     noise = np.random.default_rng(0).normal(scale=DEVIATION, size=(len(times), MEMBERS, 3))
     begin = results.truth.values[0, np.array(times) - age][:, None] + noise
     end = MODEL.advance(torch.from_numpy(begin), age * STEPS).numpy()
@@ -160,7 +161,7 @@ def balls(results: xr.Dataset, times: list[int], age: int) -> Any:
 
 
 def directions(results: xr.Dataset, times: list[int]) -> Any:
-    """Segments along the directions at places, as long as their projections on the plane of x and z."""
+    """Segments along the directions at the places, projected on the plane of x and z."""
     at = results.isel(trajectory=0, time=times)
     drawn = []
     for name, width in zip((LYAPUNOV, NETWORK, ETKF), (6, 3.5, 1.5), strict=True):
@@ -172,7 +173,7 @@ def directions(results: xr.Dataset, times: list[int]) -> Any:
 
 
 def with_age(results: xr.Dataset) -> Any:
-    """Mean |cos| between the direction of a tiny ball and others, against the time since it set out."""
+    """Mean |cos| between the direction of a tiny ball and other directions, against the time since the ball's start."""
     drawn = []
     for name, colour in COLOURS.items():
         other = results.covariant.sel(vector=1) if name == LYAPUNOV else results[name]
@@ -183,7 +184,7 @@ def with_age(results: xr.Dataset) -> Any:
 
 
 def pictures(results: xr.Dataset) -> dict[str, Any]:
-    """Balls beside directions, maps of growth and likeness, and likeness against the age of a ball."""
+    """Balls and directions, maps of growth and |cos|, and |cos| against the age of a ball."""
     panel, grey = {"width": 520, "height": 430, "ylim": (-12, 50)}, points(results.truth.values, color="#dddddd")
     times, time = places(results), f"{AGE * INTERVAL:g}"
     drifted = (grey * balls(results, times, AGE)).opts(title=f"as they set out (grey), and {time} later", **panel)
@@ -199,7 +200,7 @@ def pictures(results: xr.Dataset) -> dict[str, Any]:
 
 
 def explore(results: xr.Dataset) -> Any:
-    """A ball that sliders move along the attractor and let drift, from afar and from near."""
+    """A ball that sliders move along the attractor and let spread, seen from afar and from near."""
     import panel as pn
 
     place = pn.widgets.IntSlider(label="place", value=max(AGES), start=max(AGES), end=results.sizes["time"] - 1)
@@ -236,9 +237,9 @@ FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {"ball": figure}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of the network")
-    parser.add_argument("--cycles", type=int, help="states of each trajectory, 400 by default")
+    parser.add_argument("--cycles", type=int, help="states of each trajectory; by default 400")
     parser.add_argument("--trajectories", type=int, help="16 by default")
-    parser.add_argument("--seed", type=int, help="of the training, 2 by default; the record has the next one")
+    parser.add_argument("--seed", type=int, help="seed of the training, by default 2; the record has the next seed")
     parser.add_argument("--out", type=Path, default=Path("lorenz63-ball"))
     parser.add_argument("--explore", action="store_true", help="move a ball in a browser at the end")
     options = parser.parse_args()

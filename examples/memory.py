@@ -1,10 +1,10 @@
-"""What the latent channels of a network with memory hold: linear readings of them, on states that were kept apart.
+"""The contents of the latent channels of a network with memory, by linear regressions on states that were not fitted.
 
     python examples/memory.py [--network lorenz96-memory] [--out memory]
 
-A network with memory and an EnKF-N with 40 members assimilate the same record. From the channels around a site, and
-for comparison from the forecast around it, ridge regressions read what the ensemble knows there and what the network
-itself does with it. The table is the share of variance that they explain, on trajectories that they were not fitted to.
+A network with memory and an EnKF-N with 40 members assimilate one record. Ridge regressions predict quantities of the
+ensemble and of the network at a site from the channels around this site and, for comparison, from the forecast around
+it. The table shows the share of variance that they explain on trajectories to which they were not fitted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def around(field: xr.DataArray, reach: int) -> Array:
-    """Values at a site and so many to each side, of every channel: shape (trajectory, samples, features)."""
+    """Values of every channel at a site and at `reach` sites on each side: shape (trajectory, samples, features)."""
     turned = xr.concat([field.roll(x=k, roll_coords=False) for k in range(-reach, reach + 1)], "place")
     more = [dim for dim in ("channel", "place") if dim in turned.dims]
     return turned.transpose("trajectory", "time", "x", *more).values.reshape(
@@ -55,7 +55,9 @@ def explained(features: Array, target: Array, ridge: float = 1e-3) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="lorenz96-memory", help="a shipped one, or a path")
+    parser.add_argument(
+        "--network", default="lorenz96-memory", help="name of a network that comes with xdan, or a path"
+    )
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("memory"))
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Figures of classical filters: "table", "sparse", "adaptive", "non-gaussian" and "cost" of examples/methods.py.
 
-Parameters that are tuned are tuned on the leading part of the record, by the analysis RMSE. Every run is kept in its
-folder. docs/methods.md shows the results.
+Parameters are tuned on the leading part of the record, by the analysis RMSE. The scores of every run are saved in the
+folder of the figure. docs/methods.md shows the results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import xdan
 from common import kept, markdown, slug
 
 BURN_IN = 300
-Rows = Mapping[str, tuple[str, dict[str, Any], dict[str, list[float]]]]  # title: method, parameters, what is tuned
+Rows = Mapping[
+    str, tuple[str, dict[str, Any], dict[str, list[float]]]
+]  # title: method, parameters, candidates of tuned parameters
 
 MANY, FEW = {"inflation": 1.005}, {"inflation": 1.02}  # the best of the ETKF with 40 members, and of the LETKF with 10
 TABLE: Rows = {
@@ -60,7 +62,7 @@ TABLE: Rows = {
 
 
 def table(options: argparse.Namespace) -> None:
-    """All filters beside each other, every site observed."""
+    """A comparison of all filters, with every site observed."""
     _compare(options, {}, TABLE)
 
 
@@ -90,7 +92,7 @@ def sparse(options: argparse.Namespace) -> None:
 
 
 def adaptive(options: argparse.Namespace) -> None:
-    """Inflation that follows the innovations beside numbers and relaxation: a perfect model, and one that errs."""
+    """Inflation that follows the innovations, constant inflation and relaxation, for a right and a wrong model."""
     rows: Rows = {}
     for name, title, size, numbers in (
         ("etkf", "ETKF, 40 members", {"members": 40}, (1.02, 1.06, 1.1)),
@@ -118,7 +120,7 @@ def non_gaussian(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace, words: Mapping[str, Any], rows: Rows, title: str = "all sites") -> None:
-    """Print and keep the table of a record."""
+    """Print and save the table of a record."""
     cycles, trajectories = BURN_IN + (options.cycles or 300), options.trajectories or 32
     seed = 1 if options.seed is None else options.seed
     words = dict(words)
@@ -148,7 +150,7 @@ def _compare(options: argparse.Namespace, words: Mapping[str, Any], rows: Rows, 
 def _scored(
     test: xr.Dataset, method: str, parameters: dict[str, Any], candidates: dict[str, list[float]]
 ) -> xr.Dataset:
-    """Scores of one filter, and what it was tuned to."""
+    """Scores of one filter, and its tuned parameters."""
     words = {"candidates": candidates, "tune_on": "truth"} if candidates else {}
     run = test.dan.baseline(method, **parameters, **dict.fromkeys(candidates, "tune"), **words, progress=False)
     score = test.dan.score(run, burn_in=BURN_IN).compute()
@@ -162,7 +164,7 @@ def _scored(
 
 
 def cost(options: argparse.Namespace) -> None:
-    """Time of a cycle beside that of the ETKF: the shortest of five runs of 30 cycles, all after the first ones."""
+    """Time of a cycle relative to that of the ETKF: the shortest of five runs of 30 cycles, after a first run."""
     trajectories, seed = options.trajectories or 32, 1 if options.seed is None else options.seed
     test = xdan.twin(xdan.Lorenz96(), cycles=options.cycles or 30, trajectories=trajectories, seed=seed).compute()
     rows = {name: (method, parameters) for name, (method, parameters, _) in TABLE.items()}

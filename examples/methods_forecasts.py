@@ -1,7 +1,7 @@
 """Figures of forecasts from analyses: "doubling", "methods" and "observations" of examples/methods.py forecasts.
 
-Records and runs are kept in Zarr stores in the folder of the topic, as all three figures use them: a second call makes
-what is missing. docs/forecasts.md shows the results.
+Records and runs are saved in Zarr stores in the folder of the topic, as all three figures use them: a second call
+computes only what is missing. docs/forecasts.md shows the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import xdan
 from common import kept, markdown, save_pictures, slug
 
 BURN_IN, AHEAD, EVERY = 200, 160, 10  # cycles before the first start, after the last one, and from start to start
-ENSEMBLES = ("EnKF-N, 40 members", "second-order Kalman filter", "network with a window")  # those with a spread
+ENSEMBLES = ("EnKF-N, 40 members", "second-order Kalman filter", "network with a window")  # methods with a spread
 MEMBERS = 40
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "3D-Var": ("3d-var", {}),
@@ -29,11 +29,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "network with memory": ("lorenz96-memory", {}),
     "network with a window": ("lorenz96-window", {}),
 }
-_LEFT_OUT = ("forecast", "forecast_members", "forecast_spread", "smoothed")  # what no figure reads
+_LEFT_OUT = ("forecast", "forecast_members", "forecast_spread", "smoothed")  # variables that no figure reads
 
 
 def doubling(options: argparse.Namespace) -> None:
-    """Forecasts from the analyses of EnKF-N: how fast their error grows, and where it ends."""
+    """Forecasts from the analyses of EnKF-N: the growth of their error, and its limit."""
     scores = _scores(options, "EnKF-N, 40 members")
     most = np.sqrt(2) * scores.deviation
     for name, label in (("doubling", "the error of a typical forecast"), ("rmse_doubling", "the RMSE")):
@@ -95,15 +95,15 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def observations(options: argparse.Namespace) -> None:
-    """The same forecasts against later observations, R taken off, beside their error from the truth."""
+    """Forecasts compared with later observations, minus R, and the errors of these forecasts from the truth."""
     rows = []
     for name in METHODS:
-        # Of each trajectory, so that the two scores of the same cases are compared.
+        # Scores of each trajectory, so that both scores are compared on equal cases.
         seen, true = (_scores(options, name, against=one, dim="time") for one in ("observations", "truth"))
         for lead in (0.05, 0.5, 1.0, 2.0, 4.0):
             one, other = (scores.sel(lead=lead, method="nearest") for scores in (seen, true))
             departure, theirs = one.departure_rms**2, other.rmse**2
-            mine = departure - one.error_variance  # of one trajectory it may be below 0
+            mine = departure - one.error_variance  # for one trajectory it may be below 0
             root, error = _root(mine)
             both = {"RMSE less R": root, "standard error": error, "RMSE from the truth": _root(theirs)[0]}
             apart = (mine - theirs).to_numpy()
@@ -157,14 +157,14 @@ def _root(squares: xr.DataArray) -> tuple[float, float]:
 
 
 def _keep(out: Path, name: str, table: pd.DataFrame) -> None:
-    """Print a table and keep it."""
+    """Print a table and save it."""
     text = markdown(table)
     (out / f"{name}.md").write_text(text)
     print(text)
 
 
 def _sizes(options: argparse.Namespace) -> dict[str, int]:
-    """Of the record: cycles with starts, trajectories and seed."""
+    """Sizes of the record: cycles with starts, trajectories and seed."""
     wanted = {"cycles": 300, "trajectories": 64, "seed": 1}
     return {name: getattr(options, name) or number for name, number in wanted.items()}
 
@@ -189,7 +189,7 @@ def _run(options: argparse.Namespace, name: str) -> xr.Dataset:
             run = record.dan.cycle(xdan.open_network(method), progress=False, **parameters)
         else:
             run = record.dan.baseline(method, progress=False, **parameters)
-        run.attrs.pop("xdan_whole")  # some of it is left out on purpose
+        run.attrs.pop("xdan_whole")  # some variables are left out on purpose
         return run.drop_vars([variable for variable in _LEFT_OUT if variable in run])
 
     return kept(options.out.parent / f"{slug(name)}.zarr", make, **sizes)

@@ -1,7 +1,7 @@
 """Figures of learned parts of filters: the gain, the inflation and the localisation. Run by examples/methods.py.
 
-Lorenz-96, 40 sites, F = 8, unit errors. The networks of the folder `trained` beside this file are taken; with --minutes
-each is trained anew, for so long at most. docs/learned-filters.md shows the results.
+Lorenz-96 with 40 sites, F = 8 and unit errors. By default the networks come from the folder `trained` beside this file.
+With --minutes, each network is trained anew for at most so long. docs/learned-filters.md shows the results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TUNED: dict[str, dict[int, dict[str, float]]] = {
         20: {"radius": 7.5, "inflation": 1.02},
     },
     "sparse": {
-        20: {"radius": 4.0, "inflation": 1.08},  # what the training starts from
+        20: {"radius": 4.0, "inflation": 1.08},  # the start of the training
     },
 }
 
@@ -49,7 +49,7 @@ class Stage:
 
 
 def gain(options: argparse.Namespace) -> None:
-    """A constant gain: Riccati's on a linear model, that of 3D-Var on Lorenz-96."""
+    """A constant gain: compared with Riccati's gain on a linear model, and with that of 3D-Var on Lorenz-96."""
     model, experiment, errors = _linear()
     network = xdan.ConstantGain("matrix", sites=len(model))
     settings = {"objective": "mse", "window": 6, "batch": 3000, "validate_every": 10**6}
@@ -81,7 +81,7 @@ def gain(options: argparse.Namespace) -> None:
 
 
 def inflation(options: argparse.Namespace) -> None:
-    """The inflation of an ETKF of 40 members, one number."""
+    """The inflation of an ETKF of 40 members: one number."""
     network = xdan.LearnedLETKF(40, "scalar", "none", first_inflation=1.02)
     settings = {"objective": "rmse", "window": 16, "batch": 8, "trajectories": 8, "validate_every": 10**6}
     net = _learned("lorenz96-inflation", DENSE, network, [Stage(120, 1e-3, settings)], options)
@@ -95,7 +95,7 @@ def inflation(options: argparse.Namespace) -> None:
 
 
 def localisation(options: argparse.Namespace) -> None:
-    """Inflation and localisation of an LETKF, one network for 7, 10 and 20 members."""
+    """Inflation and localisation of an LETKF: one network for 7, 10 and 20 members."""
     objective = xdan.AcrossMembers(COUNTS["localisation"])
     settings = {"objective": objective, "window": 10, "batch": 8, "trajectories": 8, "validate_every": 10**6}
     network = xdan.LearnedLETKF(10, first_inflation=1.025, radius=7.5)
@@ -105,7 +105,7 @@ def localisation(options: argparse.Namespace) -> None:
 
 
 def sparse(options: argparse.Namespace) -> None:
-    """The same every 0.15, every fourth site observed, one network for 10, 20 and 40 members."""
+    """Inflation and localisation at intervals of 0.15, every fourth site observed: one network for 10 to 40 members."""
     settings = {"objective": "rmse", "window": 8, "batch": 12, "trajectories": 12, "validate_every": 75}
     network = xdan.LearnedLETKF(20, first_inflation=1.08, radius=4.0, farthest=16.0, nodes=9)
     rounds = ((20, 150, 5e-3), (10, 100, 3e-3), (40, 100, 3e-3))
@@ -143,7 +143,7 @@ def _any_count(figure: str, experiment: xdan.TwinExperiment, net: xdan.Network, 
 
 
 def _tuned(members: int, like: xdan.Network, radius: float, inflation: float) -> xdan.Network:
-    """The LETKF with this radius and inflation: a network before any training, which decomposes smaller matrices."""
+    """The LETKF with this radius and inflation, as a network before any training; it decomposes smaller matrices."""
     module = xdan.LearnedLETKF(members, "scalar", "fixed", first_inflation=inflation, radius=radius)
     module.normalise(*(like.arrays[name].tolist() for name in ("state_mean", "state_std", "error_std")))
     return xdan.Network.from_module(module, like.state_dims, {})
@@ -156,7 +156,7 @@ def _learned(
     stages: Sequence[Stage],
     options: argparse.Namespace,
 ) -> xdan.Network:
-    """The network that lies beside this file, or the one that a training of several stages makes."""
+    """The network in the folder beside this file, or a new one, trained in several stages."""
     beside = Path(__file__).with_name("trained") / f"{name}.zarr"
     if beside.exists() and not options.minutes:
         return xdan.open_network(beside)
@@ -182,7 +182,7 @@ def _record(experiment: xdan.TwinExperiment, options: argparse.Namespace) -> xr.
 
 
 def _row(title: str, test: xr.Dataset, run: Callable[[], xr.Dataset], options: argparse.Namespace) -> dict[str, Any]:
-    """Scores of a run on the test record, kept."""
+    """Scores of a run on the test record; they are saved."""
     settings = {"cycles": test.sizes["time"], "trajectories": test.sizes["trajectory"], "record": int(test.seed)}
     path = options.out / f"{slug(title)}-score.zarr"
     score = kept(path, lambda: test.dan.score(run(), burn_in=BURN_IN).drop_attrs().compute(), **settings)

@@ -1,7 +1,7 @@
 """Figures of networks that give a distribution: "gaussian", "objectives" and "calibrated" of examples/methods.py.
 
-Lorenz-96 with every site observed at intervals of 0.05, R = I. Networks that are not among examples/trained are trained
-first, some minutes each, and kept. docs/probabilistic.md shows the results.
+Lorenz-96 with every site observed at intervals of 0.05, R = I. Networks that are not in examples/trained are trained
+first, for some minutes each, and saved. docs/probabilistic.md shows the results.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from xdan.network import SHIPPED
 from common import kept, markdown, save_pictures
 
 BURN_IN, DRAWS, BINS, TOGETHER = 200, 20, 10, 32
-EVERY = 5  # cycles between those whose ranks are counted
+EVERY = 5  # cycles between two cycles whose ranks are counted
 TRAINED = Path(__file__).with_name("trained")
 TRAINING: dict[str, Any] = {"steps": 250, "window": 6, "batch": 24, "validate_every": 250, "seed": 1}
-RECORD = {"cycles": 300, "trajectories": 72, "seed": 5}  # that constant spreads are measured on
+RECORD = {"cycles": 300, "trajectories": 72, "seed": 5}  # record on which constant spreads are measured
 JOINT = LogScore(marginal=False)
-# Names of the networks here: what each is around, or goes on from, and how it was trained otherwise.
+# Networks by name: the network inside or before each, and further settings of its training.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "log-score": ("lorenz96", {"objective": JOINT}),
     "crps": ("lorenz96", {"objective": "crps"}),
@@ -45,7 +45,7 @@ Make = Callable[[xr.Dataset], xr.Dataset]
 
 
 def gaussian(options: argparse.Namespace) -> None:
-    """Networks with a spread, without and with memory, beside EnKF-N: scores, ranks of the truth, reliability."""
+    """Networks with a spread, without and with memory, and EnKF-N: scores, ranks of the truth, reliability."""
     rows = {'around "lorenz96"': "gaussian", 'around "lorenz96-wide-memory"': "gaussian-memory", **ENSEMBLES}
     scores = _table(options, rows)
     ranked = {name: one.histogram_rank for name, one in scores.items() if "histogram_rank" in one}
@@ -59,7 +59,7 @@ def gaussian(options: argparse.Namespace) -> None:
 
 
 def objectives(options: argparse.Namespace) -> None:
-    """The same network trained by the log score, the CRPS, the energy score, and without the truth."""
+    """One network, trained by the log score, by the CRPS, by the energy score, and without the truth."""
     names = ("log-score", "crps", "energy", "variational")
     scores = _table(options, {name: name for name in names})
     sections = {"Error where the spread is so large": _reliability(scores)}
@@ -67,7 +67,7 @@ def objectives(options: argparse.Namespace) -> None:
 
 
 def calibrated(options: argparse.Namespace) -> None:
-    """One column of CRPS: a network without spread, with a constant one, with a learned one, and ensembles."""
+    """CRPS of a network without a spread, with a constant spread, with a learned spread, and of ensembles."""
     rows = {
         "analysis alone": "plain",
         "constant spread": "constant",
@@ -79,7 +79,7 @@ def calibrated(options: argparse.Namespace) -> None:
 
 
 def scheme(key: str, options: argparse.Namespace) -> Make:
-    """What makes a run on a record: an ensemble, a network of `network`, or one with a constant spread."""
+    """A function that makes a run on a record: of an ensemble, a network, or a network with a constant spread."""
     if key.startswith("enkf-n"):
         members = int(key.rpartition("-")[2])
         return lambda ds: ds.dan.baseline("enkf-n", members=members, keep_members=members == DRAWS, progress=False)
@@ -95,7 +95,7 @@ def scheme(key: str, options: argparse.Namespace) -> Make:
 
 
 def network(name: str, options: argparse.Namespace) -> xdan.Network:
-    """The network of a name: from the package, from examples/trained, from this folder, or trained now."""
+    """The network with a name: from the package, from examples/trained, from this folder, or trained now."""
     around, changes = NETWORKS[name]
     if name == "gaussian" and "lorenz96-gaussian" in SHIPPED:
         return xdan.open_network("lorenz96-gaussian")
@@ -116,7 +116,7 @@ def network(name: str, options: argparse.Namespace) -> xdan.Network:
 
 
 def _table(options: argparse.Namespace, rows: Mapping[str, str]) -> dict[str, xr.Dataset]:
-    """Scores of each row, by its scheme; kept, as figures share them. Print them."""
+    """Compute and print the scores of each row, by its scheme. They are saved, as figures share them."""
     cycles, trajectories, seed = (
         default if value is None else value
         for value, default in ((options.cycles, 300), (options.trajectories, 64), (options.seed, 1))
@@ -137,7 +137,7 @@ def _table(options: argparse.Namespace, rows: Mapping[str, str]) -> dict[str, xr
 
 
 def _measured(test: xr.Dataset, make: Make) -> xr.Dataset:
-    """Scores of each trajectory of a run that is made on the record, some trajectories at a time."""
+    """Scores of each trajectory of a run on the record. Some trajectories are run at a time."""
     parts = []
     for first in range(0, test.sizes["trajectory"], TOGETHER):
         ds = test.isel(trajectory=slice(first, first + TOGETHER))
@@ -149,7 +149,7 @@ def _measured(test: xr.Dataset, make: Make) -> xr.Dataset:
 
 
 def _scores(ds: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
-    """Means over the time and the sites of each trajectory; ranks, and errors in bins of the spread, of all."""
+    """Means over time and sites for each trajectory; ranks, and errors in bins of the spread, for all trajectories."""
     late = {"time": slice(BURN_IN, None)}
     error = (run.analysis - ds.truth).isel(late).transpose("trajectory", "time", "x").astype("f8")
     mean = ["time", "x"]
@@ -186,7 +186,7 @@ def _ranks(ds: xr.Dataset, run: xr.Dataset) -> xr.DataArray:
 
 
 def _row(name: str, scores: xr.Dataset) -> dict[str, Any]:
-    """Means over trajectories with their standard errors; of ratios by leaving out one trajectory after another."""
+    """Means over trajectories with standard errors; those of ratios come from leaving out one trajectory at a time."""
 
     def shown(of: Callable[[xr.Dataset], Any], digits: int = 4) -> str:
         values = scores[[n for n in scores if scores[n].dims == ("trajectory",)]]

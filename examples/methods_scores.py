@@ -1,4 +1,4 @@
-"""Whether ensembles know their errors: ranks, spread beside error, probabilities beside frequencies."""
+"""Whether ensembles know their errors: ranks, spread against error, probabilities against frequencies."""
 
 from __future__ import annotations
 

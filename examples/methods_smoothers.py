@@ -1,4 +1,4 @@
-"""Figures of smoothers, for examples/methods.py: a closed form, the IEnKS, the EnKS beside backward passes, inflation.
+"""Figures of smoothers, for examples/methods.py: a closed form, the IEnKS, the EnKS and backward passes, inflation.
 
 docs/smoothing.md shows the results.
 """
@@ -25,12 +25,12 @@ BURN_IN, SITES = 200, 8
 MEMBERS = (20, 40, 80, 160, 320)
 LAGS, LAG = (1, 5, 10, 20, 40), 20
 WINDOWS = (1, 5, 10, 20)
-END = 40  # cycles at the end of a record that no score looks at: later observations are few there
+END = 40  # cycles at the end of a record that are in no score, as few later observations exist there
 Scored = Mapping[str, tuple[Any, Mapping[str, Any]]]
 
 
 def closed_form(options: argparse.Namespace) -> None:
-    """Backward passes and the EnKS on a linear model, beside one solution for the states of all times."""
+    """Backward passes and the EnKS on a linear model, compared with one solution for the states of all times."""
     cycles, trajectories, seed = _sizes(options, 10, 16, 1)
     known = {"cycles": cycles, "trajectories": trajectories, "seed": seed}
     model = linear_model()
@@ -72,14 +72,14 @@ def closed_form(options: argparse.Namespace) -> None:
 
 
 def ienks(options: argparse.Namespace) -> None:
-    """IEnKS-N of 40 members: the smoothed state by its lag."""
+    """IEnKS-N of 40 members: the error of the smoothed state against the lag."""
     words = {"members": 40, "progress": False}
     ways: Scored = {f"ienks-n, lag {lag}": ("ienks-n", {**words, "lag": lag}) for lag in WINDOWS}
     _compared(options, ways)
 
 
 def enks(options: argparse.Namespace) -> None:
-    """EnKS by its lag, and backward passes over the whole record."""
+    """EnKS with several lags, and backward passes over the whole record."""
     words = {"members": 40, "progress": False}
     ways: dict[str, tuple[Any, Mapping[str, Any]]] = {
         f"enks, lag {lag}, inflation 1.005": ("enks", {**words, "lag": lag, "inflation": 1.005}) for lag in LAGS
@@ -101,7 +101,7 @@ def enks(options: argparse.Namespace) -> None:
 
 
 def inflation(options: argparse.Namespace) -> None:
-    """Backward passes of an ETKF, with the analysis before it is inflated and with the inflated one."""
+    """Backward passes of an ETKF, with the analysis before inflation and with the inflated analysis."""
     ways: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     for factor in (1.01, 1.03):
         settings = {"members": 40, "inflation": factor}
@@ -111,7 +111,7 @@ def inflation(options: argparse.Namespace) -> None:
 
 
 class InflatedBackward(ETKF):
-    """An ETKF whose backward pass takes the inflated analysis for what the filter knows."""
+    """An ETKF whose backward pass uses the inflated analysis as the filter's distribution."""
 
     def backward_pass(self, dynamics: xdan.Dynamics) -> BackwardPass:
         return EnsembleBackward(1.0)
@@ -129,7 +129,7 @@ def linear_model() -> xdan.Dynamics:
 
 
 def matrix() -> torch.Tensor:
-    """Each site takes most of itself and some of its neighbours, so that errors grow in some directions."""
+    """A matrix: each site depends mostly on itself, and partly on its neighbours; errors grow in some directions."""
     unit = torch.eye(SITES, dtype=torch.float64)
     return 0.9 * unit + 0.3 * unit.roll(1, 0) - 0.1 * unit.roll(-1, 0)
 
@@ -137,7 +137,7 @@ def matrix() -> torch.Tensor:
 def posterior(y: np.ndarray, m: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Mean of all states given all observations of unit error (R, K, N): one solution of a K N x K N system."""
     rows, times, size = y.shape
-    source = np.concatenate([np.linalg.matrix_power(m, k) for k in range(times)])  # all states, of the first one
+    source = np.concatenate([np.linalg.matrix_power(m, k) for k in range(times)])  # all states, from the first one
     p = source @ covariance @ source.T
     gain = np.linalg.solve(p + np.eye(times * size), p).T
     first = source @ mean
@@ -146,7 +146,7 @@ def posterior(y: np.ndarray, m: np.ndarray, mean: np.ndarray, covariance: np.nda
 
 
 def _compared(options: argparse.Namespace, ways: Scored) -> pd.DataFrame:
-    """Smooth Lorenz-96 by several methods, each one's scores kept; print and keep their table."""
+    """Smooth Lorenz-96 by several methods, and save the scores of each; print and save their table."""
     cycles, trajectories, seed = _sizes(options, 300, 16, 1)
     known = {"cycles": cycles, "trajectories": trajectories, "seed": seed}
     setting = {"cycles": BURN_IN + cycles + END, "trajectories": trajectories, "interval": 0.05}
@@ -176,7 +176,7 @@ def _scored(record: xr.Dataset, method: Any, parameters: Mapping[str, Any]) -> x
     begin = time.perf_counter()
     made = xdan.open_network(method) if method == "lorenz96-kalman" else method
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xdan.XdanWarning)  # lost trajectories stand in the table
+        warnings.simplefilter("ignore", xdan.XdanWarning)  # the table says which trajectories are lost
         run = record.dan.reanalysis(made, **parameters).compute()
     seconds = time.perf_counter() - begin
     part = {"time": slice(BURN_IN, record.sizes["time"] - END)}
@@ -205,7 +205,7 @@ def _sizes(options: argparse.Namespace, *defaults: int) -> list[int]:
 
 
 def _told(options: argparse.Namespace, rows: list[dict[str, Any]], heading: str) -> None:
-    """Print a table, and keep it."""
+    """Print a table, and save it."""
     text = f"{heading}\n\n{markdown(pd.DataFrame(rows))}"
     (options.out / "table.md").write_text(text)
     print(f"\n{text}")

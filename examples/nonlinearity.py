@@ -1,10 +1,10 @@
-"""How nonlinear networks are: scaling of increments, innovations, and the covariance beside an ensemble's.
+"""How nonlinear networks are: scaling of increments, innovations, and their covariance compared with an ensemble's.
 
     python examples/nonlinearity.py [--minutes 4] [--out nonlinearity]
 
-A network is trained for each interval between analyses, on an endless twin, for `--minutes` and on all cores, and
-cycles a test record that none has seen. Networks and results stay in Zarr stores under `--out`: a second call computes
-what is missing.
+For each interval between analyses, a network is trained on an endless twin, for `--minutes` and on all cores. It then
+cycles a test record that no network has seen. Networks and results stay in Zarr stores under `--out`: a second call
+computes only what is missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def at_interval(interval: float, out: Path, training: Mapping[str, Any], seed: i
 
 
 def examine(interval: float, out: Path, training: Mapping[str, Any], seed: int) -> xr.Dataset:
-    """Train where there is no network yet, and see how it takes innovations."""
+    """Open the network, or train it, and compute how it responds to innovations."""
     net = trained(
         out / f"network-{interval:.2f}.zarr",
         xdan.TwinExperiment(xdan.Lorenz96(), interval=interval),

@@ -1,13 +1,13 @@
-"""The paper's figures and the slides' table and curves, each by one command.
+"""The figures of the paper, and the table and curves of the slides, each by one command.
 
     python examples/paper.py all [--scale laptop|paper] [--out paper]
     python examples/paper.py fig3 figA1 ...
 
-Every figure leaves a Zarr cube, a page and (with Playwright and Chromium) a PNG under `--out`, and prints one line that
-says what agrees with the paper and what does not. What is there already is not computed again, and a killed run is
-taken up where it was; a figure that fails does not stop the others. "laptop" has the same axes with small networks,
-trained for a minute or two: two hours on two cores for "all", docs/paper.md says how long each takes. "paper" has the
-paper's settings, for a GPU.
+Every figure writes a Zarr cube, a page and (with Playwright and Chromium) a PNG under `--out`. It prints one line that
+says which results agree with the paper and which do not. Existing results are not computed again, and a killed run goes
+on. A figure that fails does not stop the others. "laptop" has the axes of the paper, with small networks that are
+trained for a minute or two: "all" takes two hours on two cores, and docs/paper.md has the time of each figure. "paper"
+has the settings of the paper, for a GPU.
 """
 
 from __future__ import annotations
@@ -36,31 +36,32 @@ from common import save_pictures
 
 ENKF, IENKF = {"baseline": "enkf-n", "members": 40}, {"baseline": "ienkf-n", "members": 40}
 LINEAR, BLIND = "residual-cnn-linear", "residual-cnn-blind"
-HYPERNETWORK = {"form": "hypernetwork", "rank": 8}  # App. B describes it and does not test it
+HYPERNETWORK = {"form": "hypernetwork", "rank": 8}  # App. B describes this form but does not test it
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large networks, records and trainings are.
+    """Sizes of networks, records and trainings.
 
     Attributes
     ----------
     plain, boosted, linear_in_zeta : mapping
-        Schemes of a sweep, with all that their training takes.
+        Schemes of a sweep, with all settings of their training.
     linear, blind : mapping
-        The same, of linear activations and without the forecast.
+        Such schemes with linear activations, and without the forecast as an input.
     many : mapping
-        What the trainings of Fig. 4, A1 and A2 have: equally many steps, so that a long window does not pay in steps.
+        Settings of the trainings of Fig. 4, A1 and A2. All have equal numbers of steps, so that a long window does not
+        mean fewer steps.
     epochs : int
-        Of the trainings of Fig. A2: N_r / S_b steps each.
+        Epochs of the trainings of Fig. A2, of N_r / S_b steps each.
     dissected : mapping
-        What the networks of Fig. 1, 2, 6 and 7 train with.
+        Settings of the trainings of Fig. 1, 2, 6 and 7.
     minutes : float
-        Of the trainings of the slides' curves.
+        Minutes of the trainings of the slides' curves.
     states : int
-        That marginal gains are averaged over.
+        Number of states over which marginal gains are averaged.
     seeds : int
-        Trainings of a cell of Fig. A1.
+        Number of trainings in a cell of Fig. A1.
     """
 
     plain: dict[str, Any]
@@ -143,7 +144,7 @@ SCALES = {
 
 @dataclass
 class Work:
-    """Where a figure's results go."""
+    """The place of a figure's results."""
 
     name: str
     scale: Scale
@@ -181,7 +182,7 @@ class Work:
 
 @dataclass
 class Findings:
-    """Pictures of a figure, and what was found: whether it agrees with the paper, or that there is no figure to."""
+    """Pictures of a figure, and results: each agrees with the paper, differs from it, or has no counterpart there."""
 
     pictures: dict[str, Any]
     statements: list[tuple[bool | None, str]] = field(default_factory=list)
@@ -512,14 +513,16 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out / options.scale
     out.mkdir(parents=True, exist_ok=True)
-    wanted = ["figA2" if name == "figA3" else name for name in options.figures]  # the law is fitted to that sweep
+    wanted = [
+        "figA2" if name == "figA3" else name for name in options.figures
+    ]  # the law is fitted to the sweep of figA2
     failed = []
     for name in FIGURES if "all" in wanted else dict.fromkeys(wanted):
         draw = FIGURES[name]
         begin = time.monotonic()
         try:
             findings = draw(Work(name, SCALES[options.scale], out, options.seed, options.workers))
-        except Exception:  # the other figures can do without it
+        except Exception:  # the other figures do not need this one
             traceback.print_exc()
             failed.append(name)
             continue

@@ -1,11 +1,11 @@
-"""The patterns that networks look for: mean marginal gains on two rings and in four observing systems.
+"""The patterns in a forecast to which networks respond: mean marginal gains on two rings and in four observing systems.
 
     python examples/patterns.py [--minutes 4] [--states 4000] [--out patterns]
 
-Six networks are trained on endless twins, for `--minutes` each and on all cores; one of them a second time, which says
-how like two trainings are. The symmetry-averaged marginal gain of each is averaged over the states of a record that
-none has seen. Networks and gains stay in Zarr stores under `--out`: a second call computes what is missing, and a
-killed training is taken up where it was.
+Six networks are trained on endless twins, for `--minutes` each and on all cores. One of them is trained twice, to show
+how similar two trainings are. The symmetry-averaged marginal gain of each is averaged over the states of a record that
+no network has seen. Networks and gains stay in Zarr stores under `--out`: a second call computes only what is missing,
+and a killed training goes on.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import xdan
 from common import kept, markdown, save_pictures, trained
 
 TRAJECTORIES = 40
-EVERY = 4  # cycles between the states that are averaged over: neighbours say the same again
+EVERY = 4  # cycles between the states in an average, as neighbouring states are nearly equal
 
 
 @dataclass(frozen=True)
 class System:
-    """A ring, what is observed of it, and the site that the gain is drawn about."""
+    """A ring, its observed sites, and the reference site of the gain."""
 
     title: str
     sites: int
@@ -58,7 +58,7 @@ SYSTEMS = (
 
 
 def compute(system: System, out: Path, training: Mapping[str, Any], states: int, seed: int) -> xr.Dataset:
-    """Train where there is no network yet, and average its marginal gain."""
+    """Open the network, or train it, and average its marginal gain."""
     settings = {name: value for name, value in training.items() if name != "network"}
     return kept(
         out / f"gain-{system.slug}.zarr",
@@ -105,7 +105,7 @@ def average(system: System, out: Path, training: Mapping[str, Any], states: int,
 
 
 def row(system: System, result: xr.Dataset) -> dict[str, object]:
-    """How far a pattern reaches and how sure that is."""
+    """The extent of a pattern, and its uncertainty."""
     extent = xdan.pattern_extent(result.gain)
     return {
         "observed": system.title,
@@ -133,7 +133,7 @@ def likeness(one: xr.Dataset, other: xr.Dataset, within: int = 8) -> tuple[float
 
 
 def notes_on(by_system: dict[str, xr.Dataset]) -> str:
-    """A table of extents, and how like the patterns are."""
+    """A table of extents, and the likeness of the patterns."""
     table = markdown(pd.DataFrame([row(system, by_system[system.title]) for system in SYSTEMS]))
     lines = []
     for title in list(by_system)[1:]:
@@ -156,7 +156,7 @@ def pictures(by_system: dict[str, xr.Dataset]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
-    parser.add_argument("--states", type=int, default=4000, help="that each gain is averaged over")
+    parser.add_argument("--states", type=int, default=4000, help="number of states over which each gain is averaged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("patterns"))
     options = parser.parse_args()

@@ -2,9 +2,9 @@
 
     python examples/quickstart.py [--minutes 2.5] [--out quickstart]
 
-The default network, one with memory and one that corrects a Kalman filter are trained one after the other, for the
-same time and on all cores. Then they, that filter alone, 3D-Var and two EnKF-N assimilate a test record that none has
-seen.
+Three networks are trained one after another, for equal times and on all cores: the default network, a network with
+memory, and a network that corrects a Kalman filter. These networks, the filter alone, 3D-Var and two EnKF-N then
+assimilate a test record that no network has seen.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import xarray as xr
 
 import xdan
 
-BURN_IN = 200  # cycles that an ensemble needs to forget its climatological start
-LONG = 10.0  # minutes of training from which a larger network pays
+BURN_IN = 200  # cycles in which an ensemble forgets its start from the climatology
+LONG = 10.0  # minutes of training above which a larger network is better
 
-# Kind, architecture and training settings. With memory the past comes through the latent channels: longer windows pay.
-# And with more time, a wider network.
+# Kind, architecture and training settings. With memory, the past comes through latent channels: longer windows pay.
+# With more time, a wider network.
 NETWORKS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
     "network": (xdan.ResidualCNN, {"filters": 24, "blocks": 6, "kernel": 5}, {}),
     "network with memory": (
@@ -51,7 +51,7 @@ def slug(name: str) -> str:
 
 
 def train_one(out: Path, name: str, minutes: float, seed: int) -> xdan.Network:
-    """Train one network, or carry on where a killed run was."""
+    """Train one network, or go on with a killed training."""
     checkpoint = out / f"{slug(name)}-checkpoint.zarr"
     kind, architecture, settings = NETWORKS[name]
     if minutes > LONG and name in WIDER:
@@ -98,7 +98,7 @@ def main() -> None:
     nets = {name: train_one(out, name, options.minutes, options.seed) for name in NETWORKS}
     done(f"three networks trained, {options.minutes:g} minutes each")
 
-    # 3. Every method cycles the test record, streamed into a store of its own.
+    # 3. Every method cycles the test record. Each run is written into a store.
     runs = {}
     for name, method, settings in (
         ("3D-Var", "3d-var", {}),
@@ -132,7 +132,7 @@ def main() -> None:
     print(f"\n{heading}\n{text}\n")
     (out / "table.txt").write_text(f"{heading}\n{text}\n")
 
-    # 5. One page; the dashed line is what Lyapunov exponents leave to a linear filter.
+    # 5. One page. The dashed line is the error of the best linear filter, from the Lyapunov exponents.
     spectrum = xdan.lyapunov_spectrum(model, vectors=18, time=100.0, trajectories=4)
     floor = xdan.lyapunov_floor(spectrum, interval=0.05, components=40)
     best = "network and Kalman filter"

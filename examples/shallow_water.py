@@ -1,21 +1,21 @@
-"""One-dimensional shallow water on a slope, h observed and u not: the model, an ensemble, 3D-Var and a network.
+"""One-dimensional shallow water on a slope, with observed h and unobserved u: an ensemble, 3D-Var and a network.
 
     python examples/shallow_water.py [--minutes 10] [--out shallow-water]
 
-Water runs down a slope around a ring against the drag of its bed. Where it is fast (a Froude number above 2) the even
-flow is unstable: roll waves form, overtake one another and merge until two to four are left, which go round for good.
-Errors then neither grow nor decay, but for those of the waves' places: what tells methods apart is how well they use
+Water runs down a slope around a ring against the drag of its bed. If it is fast (a Froude number above 2), the even
+flow is unstable: roll waves form, overtake one another and merge, until two to four waves are left, which go round for
+ever. Errors then neither grow nor decay, except for errors in the waves' places. So methods differ by how well they use
 the past.
 
-With depth and speed of the even flow as units (Balmforth and Mandre 2004, doi:10.1017/S0022112004009930, Eq. 2.9 and
-2.10), F the Froude number and nu a viscosity:
+Depth and speed of the even flow are the units (Balmforth and Mandre 2004, doi:10.1017/S0022112004009930, Eq. 2.9 and
+2.10), F is the Froude number and nu a viscosity:
 
     dh/dt = -d(h u)/dx
     du/dt = -u du/dx + (1 - u |u| / h - dh/dx) / F^2 + nu / h d(h du/dx)/dx
 
-It prints a table: the analysis RMSE of h and u of each method, its standard error, its spread, what was tuned and the
-seconds that the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes,
-and 0 leaves the network out. Fewer --trajectories and --cycles are quicker.
+The program prints a table: for each method the analysis RMSE of h and u, its standard error, the spread, the tuned
+parameters and the time in seconds. The table, a page and its picture are written into the folder --out. Training takes
+--minutes; 0 leaves the network out. Fewer --trajectories and --cycles are faster.
 """
 
 from __future__ import annotations
@@ -56,13 +56,14 @@ class RollWaves(xdan.Dynamics, pure=True):
 
     def tendency(self, x: torch.Tensor) -> torch.Tensor:
         h, u = self.space.unpack(x).values()
-        film = h.clamp_min(0.2)  # what presses and drags, where an analysis takes more water than there is
+        film = h.clamp_min(0.2)  # depth for pressure and drag: an analysis may remove more water than exists
         per_length, gravity = self.points / self.length, 1.0 / self.froude**2
         all_three = torch.stack([h, u, film])
         ring = torch.cat([all_three[..., -1:], all_three, all_three[..., :1]], -1)
         (h_left, u_left, film_left), (h_right, u_right, film_right) = ring[..., :-1], ring[..., 1:]  # a point, the next
         depth, viscosity = 0.5 * (film_left + film_right), self.viscosity * per_length
-        volume = 0.5 * (h_left * u_left + h_right * u_right) - 0.3 * viscosity * (h_right - h_left)  # widens jumps
+        # The last term makes jumps wider.
+        volume = 0.5 * (h_left * u_left + h_right * u_right) - 0.3 * viscosity * (h_right - h_left)
         energy = 0.25 * (u_left.square() + u_right.square()) + gravity * depth
         friction = viscosity * depth * (u_right - u_left)
         volume, energy, friction = (torch.stack([volume, energy, friction]) * per_length).diff(dim=-1)
@@ -83,7 +84,7 @@ def main() -> None:
     model = RollWaves(options.points, length=float(options.points))
     experiment = xdan.TwinExperiment(model, interval=5.0, observe={"h": xdan.Sites.every(10)}, error_std=0.1)
     network = xdan.ResidualCNN(space=model.space, filters=16, blocks=4, kernel=5, memory=6)
-    # The root of the error: trajectories that have lost a wave must not drown the others.
+    # The root of the error is drawn, so that trajectories that have lost a wave do not hide the others.
     slow = {"objective": "rmse", "optimiser": xdan.Optimiser(learning_rate=0.005, adam_learning_rate=0.001)}
     runs = compare(experiment, METHODS, options, network, **slow)
     test = runs.pop("truth")

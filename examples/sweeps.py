@@ -1,10 +1,10 @@
-"""How good a network is against what it sees and how it was trained: ten sweeps, ten pictures.
+"""How the error of a network depends on its observations and its training: ten sweeps, ten pictures.
 
     python examples/sweeps.py [FIGURE ...] [--minutes 2] [--seeds 1] [--out sweeps]
 
 Figures: noise, density, window, filters, channels, members, sites, forcing, intervals, fine. Each is one call of
-`xdan.sweep` into its own Zarr store: a second call computes what is missing. Beside the networks, trained for
-`--minutes` each, stands an EnKF-N with 40 members.
+`xdan.sweep` into a separate Zarr store: a second call computes only what is missing. Networks, trained for `--minutes`
+each, are compared with an EnKF-N with 40 members.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def noise(minutes: float, common: dict[str, Any]) -> xr.Dataset:
 
 
 def density(minutes: float, common: dict[str, Any]) -> xr.Dataset:
-    """So many random sites, others at every time; and one network that has seen any number from 20 to 40."""
+    """A number of random sites, new ones at every time; and one network that was trained with 20 to 40 sites."""
     network = {"network": "residual-cnn", "minutes": minutes, "memory": 8, "window": 16}
     anything = {**network, "trained_on": {"observe": xdan.Sites.random(20, 40)}}
     schemes = {"EnKF-N": ENKF, "network with memory": network, "trained on 20 to 40 sites": anything}
@@ -39,7 +39,7 @@ def density(minutes: float, common: dict[str, Any]) -> xr.Dataset:
 
 
 def window(minutes: float, common: dict[str, Any]) -> xr.Dataset:
-    """N_iter, the cycles that the gradient goes back through."""
+    """N_iter, the number of cycles through which the gradient goes back."""
     network = {"network": "residual-cnn", "minutes": minutes}
     schemes = {"EnKF-N": ENKF, "network": network, "with memory": {**network, "memory": 8}}
     return xdan.sweep(xdan.Lorenz96(), schemes, {"window": [1, 2, 4, 8, 16]}, **common)
@@ -58,20 +58,20 @@ def channels(minutes: float, common: dict[str, Any]) -> xr.Dataset:
 
 
 def members(minutes: float, common: dict[str, Any]) -> xr.Dataset:
-    """N_e, forecasts in and out."""
+    """N_e, the number of members that a network corrects together."""
     schemes = {"EnKF-N": {"baseline": "enkf-n"}, "ensemble network": {"network": "ensemble-cnn", "minutes": minutes}}
     return xdan.sweep(xdan.Lorenz96(), schemes, {"members": [2, 5, 10, 20, 40]}, **common)
 
 
 def sites(minutes: float, common: dict[str, Any]) -> xr.Dataset:
-    """Rings of other sizes: networks trained on each, and one trained on 40 sites only."""
+    """Rings of several sizes: a network trained on each, and one network trained on 40 sites only."""
     network = {"network": "residual-cnn", "minutes": minutes}
     schemes = {"EnKF-N": ENKF, "retrained": network, "trained on 40 sites": {**network, "trained_on": {"sites": 40}}}
     return xdan.sweep(xdan.Lorenz96(), schemes, {"sites": [20, 40, 80, 160]}, **common)
 
 
 def forcing(minutes: float, common: dict[str, Any]) -> xr.Dataset:
-    """F, from a wave to strong chaos; steps of 0.025, which all of them bear."""
+    """F, from a single wave to strong chaos. All models are stable with steps of 0.025."""
     schemes = {"EnKF-N": ENKF, "network": {"network": "residual-cnn", "minutes": minutes}}
     return xdan.sweep(xdan.Lorenz96(timestep=0.025), schemes, {"forcing": [4.0, 6.0, 8.0, 12.0, 16.0]}, **common)
 
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"some of {', '.join(FIGURES)}; all by default")
     parser.add_argument("--minutes", type=float, default=2.0, help="training time of each network")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--retry", action="store_true", help="try failed experiments again")
+    parser.add_argument("--retry", action="store_true", help="run failed experiments again")
     parser.add_argument("--out", type=Path, default=Path("sweeps"))
     options = parser.parse_args()
     if unknown := sorted(set(options.figures) - set(FIGURES)):

@@ -23,20 +23,20 @@ from common import kept, markdown, save_pictures, slug
 
 @dataclass(frozen=True)
 class Dissected:
-    """What is looked at of a network.
+    """The part of a network that is studied.
 
     Attributes
     ----------
     ensemble : str
-        The method that it is compared with.
+        The method with which the network is compared.
     references : mapping
-        Sites r by their names.
+        Reference sites r by their names.
     cycles, every : int
-        Of the record after the burn-in, and between the states that are looked at.
+        Cycles of the record after the burn-in, and cycles between the states that are studied.
     group : Group, optional
-        Symmetries that marginal gains are averaged over; by default those that the experiment has.
+        Symmetries over which marginal gains are averaged; by default those of the experiment.
     scales : sequence of float
-        lambda of r(lambda); none where P_a is too large for it.
+        Values lambda of r(lambda); empty if P_a is too large for it.
     """
 
     ensemble: str
@@ -63,7 +63,7 @@ LARGER = {"kuramoto-sivashinsky": kuramoto_sivashinsky(256), "sphere": xdan.Sphe
 
 
 def table(name: str, options: argparse.Namespace) -> None:
-    """The RMSE of classical methods and networks, in observation errors, each row kept."""
+    """The RMSE of classical methods and networks, in units of the observation error; each row is saved."""
     system = SYSTEMS[name]
     cycles, trajectories = options.cycles or system.cycles, options.trajectories or system.trajectories
     seed = 1 if options.seed is None else options.seed
@@ -95,7 +95,7 @@ def table(name: str, options: argparse.Namespace) -> None:
 def works(
     system: System, test: xr.Dataset, options: argparse.Namespace
 ) -> Iterator[tuple[str, str, Callable[[], xr.Dataset]]]:
-    """The name of each row, what tells its scheme from another, and what makes its run."""
+    """For each row: its name, the settings that identify its scheme, and a function that makes its run."""
     climatology = system.climatology(options.out)
     for label, (method, parameters) in system.methods.items():
         words = {**parameters, "climatology": climatology, "progress": False}
@@ -123,7 +123,7 @@ def scored(system: System, test: xr.Dataset, work: Callable[[], xr.Dataset]) -> 
 
 
 def anatomy(name: str, options: argparse.Namespace) -> None:
-    """P_a, marginal gains and r(lambda) of the network without memory, at a few states, beside those of an ensemble."""
+    """P_a, marginal gains and r(lambda) of the network without memory at a few states, compared with an ensemble's."""
     system, dissected, out = SYSTEMS[name], DISSECTED[name], options.out
     seed, trajectories = 1 if options.seed is None else options.seed, options.trajectories or 2
     cycles = options.cycles or dissected.cycles
@@ -181,10 +181,10 @@ def anatomy(name: str, options: argparse.Namespace) -> None:
 
 
 def likeness(system: System, network: xr.DataArray, ensemble: xr.DataArray) -> dict[str, str]:
-    """How P_a of a network goes with an ensemble's: its size, its pattern about a site, and what follows the flow.
+    """Compare P_a of a network with an ensemble's: its size, its pattern about a site, and its change with the flow.
 
-    The last is the correlation of P[j, j] over the states of a trajectory, and over all j after the mean of each: a
-    covariance that does not follow the flow has none.
+    The change is the correlation of P[j, j] over the states of a trajectory, and over all j after the mean of each j is
+    subtracted. A covariance that does not follow the flow has no correlation.
     """
     one, other = (p.transpose("trajectory", "time", "i", "j").values for p in (network, ensemble))
     size = [np.trace(p, axis1=2, axis2=3) / p.shape[-1] for p in (one, other)]
@@ -212,7 +212,7 @@ def plus_minus(values: list[Any]) -> str:
 
 
 def transfer(name: str, options: argparse.Namespace) -> None:
-    """Networks on a larger ring, or a finer sphere, as they are."""
+    """Networks on a larger ring or a finer sphere, without further training."""
     system, model = SYSTEMS[name], LARGER[name]
     experiment = dataclasses.replace(system.experiment, dynamics=model)
     systems = {"trained on": system, "larger": dataclasses.replace(system, experiment=experiment)}

@@ -1,4 +1,4 @@
-"""Systems beyond the papers' Lorenz-96: how each is observed, what is compared there, and the networks for it."""
+"""Systems beyond the papers' Lorenz-96: the observations of each, the methods that are compared, and the networks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Member:
     Attributes
     ----------
     shipped : str or None
-        The name under which it comes with xdan.
+        The name of the network if it comes with xdan.
     network : AnalysisNetwork
     settings : mapping
-        Of its training.
+        Settings of its training.
     changed : mapping
-        Parameters that it is used with instead of those that it was trained with.
+        Parameters with which the network is used, if they differ from those of its training.
     """
 
     shipped: str | None
@@ -44,22 +44,22 @@ class Member:
 
 @dataclass(frozen=True)
 class System:
-    """A model, how it is observed, and what is compared on it.
+    """A model, its observations, and the methods that are compared on it.
 
     Attributes
     ----------
     title : str
     experiment : TwinExperiment
     methods : mapping
-        Classical methods by the names that a table gives them, each with its parameters.
+        Classical methods with their parameters, by their names in a table.
     members : mapping
-        Networks by such names.
+        Networks by their names in a table.
     burn_in, cycles, trajectories : int
-        Of the test record.
+        Sizes of the test record.
     unit : float
-        In which errors are given.
+        Unit of the errors in a table.
     states : int, optional
-        Of a free run, that stand for the climatology; the model's own by default.
+        Number of states of a free run that stand for the climatology. By default the climatology of the model.
     """
 
     title: str
@@ -73,7 +73,7 @@ class System:
     states: int | None = None
 
     def climatology(self, out: Path) -> np.ndarray | None:
-        """States of a free run, kept in a folder, or None for the model's own."""
+        """States of a free run, which are saved in a folder; None for the climatology of the model."""
         if self.states is None:
             return None
 
@@ -91,7 +91,7 @@ class System:
         return xdan.twin(self.experiment, **words, climatology=self.climatology(out)).compute()
 
     def network(self, name: str, out: Path, minutes: float, device: str = "auto") -> xdan.Network:
-        """A network that comes with xdan, or one that is trained for some minutes and kept in a folder."""
+        """A network that comes with xdan, or a network that is trained for some minutes and saved in a folder."""
         one = self.members[name]
         if not minutes:
             if one.shipped is None:
@@ -104,7 +104,7 @@ class System:
 
 
 def kuramoto_sivashinsky(sites: int = 128) -> xdan.KuramotoSivashinsky:
-    """A ring of a length in proportion to its sites."""
+    """A ring whose length is proportional to its number of sites."""
     return xdan.KuramotoSivashinsky(sites=sites, length=sites / 128 * 32 * math.pi)
 
 
@@ -134,7 +134,7 @@ BESIDE_COLUMNS = Member(
     xdan.KalmanCNN(filters=24, blocks=3, memory=4, diagonals=5, c2=0.0, columns=32, inflation=1.04, space=FLOW.space),
     {"window": 6, "batch": 48, "validate_every": 150, "optimiser": CAREFUL},
 )
-# Of the sphere, where few places are observed: longer records, as filters take longer to settle.
+# Sizes for a sphere with few observed places: records are longer, as filters take longer to settle.
 FEW_PLACES: dict[str, Any] = {
     "methods": {
         "3D-Var": ("3d-var", {}),

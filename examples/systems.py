@@ -1,4 +1,4 @@
-"""Systems beyond the papers' Lorenz-96, a figure by one command.
+"""Systems beyond the papers' Lorenz-96: each figure by one command.
 
     python examples/systems.py SYSTEM FIGURE [--minutes 0] [--out systems]
 
@@ -8,12 +8,12 @@
     sphere                       table, anatomy, transfer (from T21 to T42)
     sphere-quarter               table (every fourth meridian observed)
     sphere-radiosondes           table (200 places on two continents observed)
-    lorenz63                     ball: where errors grow, and where a network's P_a says that they do
+    lorenz63                     ball: directions in which errors grow, and the directions in a network's P_a
     lorenz96                     seasonal, two-halves: a forcing that changes in time, or from site to site
 
-Networks are those that come with xdan; with --minutes they are trained for so long each. `lorenz63` and `lorenz96`
-train theirs in any case, for 5 and 10 minutes by default. What is made is kept under --out, in a folder of the system
-and the figure: a second call makes what is missing. docs/systems.md shows the results.
+By default the networks come with xdan. With --minutes, each network is trained for so long. `lorenz63` and `lorenz96`
+always train their networks, for 5 and 10 minutes by default. Results are saved under --out, in a folder for the system
+and the figure: a second call computes only what is missing. docs/systems.md shows the results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from system_figures import DISSECTED, LARGER, anatomy, table, transfer
 from system_networks import SYSTEMS
 
 Figure = Callable[[argparse.Namespace], None]
-TRAINING = {"lorenz63": 5.0, "lorenz96": 10.0}  # minutes, of systems whose networks do not come with xdan
+TRAINING = {"lorenz63": 5.0, "lorenz96": 10.0}  # minutes, for systems whose networks do not come with xdan
 
 
 def figures() -> dict[str, dict[str, Figure]]:
@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument("system", choices=known)
     parser.add_argument("figure", choices=sorted({figure for those in known.values() for figure in those}))
     parser.add_argument("--minutes", type=float, help="training time of each network")
-    parser.add_argument("--cycles", type=int, help="of the test record, after the burn-in")
+    parser.add_argument("--cycles", type=int, help="cycles of the test record after the burn-in")
     parser.add_argument("--trajectories", type=int)
-    parser.add_argument("--seed", type=int, help="of the test record")
+    parser.add_argument("--seed", type=int, help="seed of the test record")
     parser.add_argument("--only", nargs="*", help="rows of a table whose names contain one of these words")
     parser.add_argument("--out", type=Path, default=Path("systems"))
     options = parser.parse_args()

@@ -1,13 +1,14 @@
-"""Two-scale Lorenz-96: 8 slow sites are observed, 256 fast ones are not; an ensemble, 3D-Var and a network.
+"""Two-scale Lorenz-96, with 8 observed slow sites and 256 unobserved fast sites: an ensemble, 3D-Var and a network.
 
     python examples/two_scale.py [--minutes 10] [--out two-scale]
 
-The slow field U is a wave of some 5, the fast field V of 0.3, so that the root mean square over all components is
-hardly that of U. What the observations of U say of V goes through covariances between the fields.
+The slow field U has an amplitude of some 5, the fast field V one of 0.3. The 256 sites of V outweigh the 8 sites of U
+in a root mean square over all components, so each field has its score. Observations of U correct V through covariances
+between the fields.
 
-It prints a table: the analysis RMSE of U and V of each method, its standard error, its spread, what was tuned and the
-seconds that the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes,
-and 0 leaves the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
+The program prints a table: for each method the analysis RMSE of U and V, its standard error, the spread, the tuned
+parameters and the time in seconds. The table, a page and its picture are written into the folder --out. Training takes
+--minutes; 0 leaves the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
 """
 
 from __future__ import annotations

@@ -713,7 +713,7 @@ def test_records_whose_values_are_no_numbers_or_keep_their_fill_value(a, verb):
         (a.twin.assign(observation=a.twin.observation.astype(complex)), TypeError, "dtype complex128: expected real"),
         (a.twin.assign(observation=a.twin.observation.astype(str)), TypeError, "expected real numbers"),
         (a.twin.assign(observation=filled), ValueError, r"_FillValue=-9999.0: expected NaN for its gaps"),
-        (twice, ValueError, r"trajectory label 1 stands 2 times"),
+        (twice, ValueError, r"trajectory label 1 occurs 2 times"),
     ):
         with pytest.raises(error, match=message):
             VERBS[verb](a, ds)

@@ -1,8 +1,8 @@
 """xdan: data assimilation networks on labelled arrays.
 
-A network is trained through the assimilation cycles of a model to correct a single forecast, run beside tuned
-classical methods, and scored like them. `import xdan` registers the `.dan` accessor and stays light: torch, dask and
-hvplot are imported where they are first used. The public names are those of `__init__.pyi`.
+A network learns to correct a single forecast. It is trained through the assimilation cycles of a model, run beside
+tuned classical methods, and scored as these are. `import xdan` registers the `.dan` accessor and is fast: torch, dask
+and hvplot are imported when they are first used. `__init__.pyi` lists the public names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The `.dan` accessor: each verb of a record as a method of it, with the function's signature and docstring.
+"""The `.dan` accessor: each verb of a record is a method, with the signature and docstring of the function.
 
-The verbs are those of `accessor.pyi`, which type checkers read too: a verb stands there and nowhere else.
+`accessor.pyi` lists the verbs; type checkers read it, too. A new verb is added there and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import xarray as xr
 
 
 class Verb:
-    """A function whose first argument is a Dataset, as a method; its module is imported when it is first looked at.
+    """A function whose first argument is a Dataset, as a method. Its module is imported when the method is first used.
 
     Parameters
     ----------
     module : str
-        Relative to the package.
+        Name of the module, relative to the package.
     name : str
     """
 
@@ -45,7 +45,7 @@ class Verb:
 class DanAccessor:
     """Data assimilation on a Dataset of observations and, for twins, their truth.
 
-    Each method is the function of its name, whose first argument is the Dataset: `ds.dan.score(run)` is
+    Each method is the function with its name. The first argument of the function is the Dataset: `ds.dan.score(run)` is
     `xdan.score(ds, run)`.
     """
 

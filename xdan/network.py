@@ -1,4 +1,4 @@
-"""A trained network: weights as named arrays, how it was made, and how its training went."""
+"""A trained network: weights as named arrays, a description of its making, and the history of its training."""
 
 from __future__ import annotations
 
@@ -46,32 +46,33 @@ from .records.setting import disagreements
 from .records.store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
 _HISTORY = "history_digest"
-_LONGEST_HISTORY = 10_000_000  # rows
+_LONGEST_HISTORY = 10_000_000  # most rows
+_AGAIN = "expected the store as it was saved: save the network again, or open a copy"
 _WEIGHTS = ("float16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
-_SAME_ERROR = 0.05  # relative difference of observation errors that counts as none
-_LEAST_SEEN = 100  # observations that say what climate they are of
+_SAME_ERROR = 0.05  # the largest relative difference of observation errors that is allowed
+_LEAST_SEEN = 100  # least number of observations for a check of their climate
 _TRAINED = Path(__file__).with_name("trained")
 SHIPPED = tuple(sorted(path.stem for path in _TRAINED.glob("*.zarr")))
-"""Names of the networks that come with xdan; each tells in its `description` how it was trained."""
+"""Names of the networks that come with xdan. The `description` of each says how it was trained."""
 
-# Torch modules of the networks that are in use: they go, with their memory on a GPU, when the network goes.
+# Torch modules of networks in use. They are released, with their memory on a GPU, together with the network.
 _methods: WeakKeyDictionary[Network, dict[tuple[torch.dtype, str], DataAssimilationNetwork]] = WeakKeyDictionary()
 
 
 class Network:
     """A data assimilation network, frozen.
 
-    Made by `train` and `open_network`. Its weights do not change: training it further gives another one. In dask
-    graphs it travels as these few arrays, and becomes a torch module once in every process.
+    `train` and `open_network` make networks. The weights of a network do not change: further training returns another
+    network. dask graphs hold a network as these few arrays, and each process makes a torch module of it once.
 
     Attributes
     ----------
     description : dict
-        JSON: the registered name, its parameters, the state's dims, and how it was trained.
+        JSON: the registered name, the parameters, the state's dims, and the settings of its training.
     arrays : dict of numpy.ndarray
-        Weights and normalisation, read-only.
+        Weights and normalisation; read-only.
     history : xarray.Dataset or None
-        Training and validation along `step`.
+        Numbers of training and validation along `step`.
 
     Examples
     --------
@@ -123,12 +124,12 @@ class Network:
 
     @property
     def memory(self) -> int:
-        """Latent channels per site."""
+        """Number of latent channels for each site."""
         return _method(self, torch.float32, "cpu").network.memory
 
     @property
     def ensemble(self) -> bool:
-        """Whether the network takes members, not a single forecast."""
+        """Whether the network corrects members, not a single forecast."""
         return _method(self, torch.float32, "cpu").ensemble
 
     @property
@@ -138,7 +139,7 @@ class Network:
 
     @property
     def space(self) -> StateSpace | None:
-        """Fields of the states that the network was made for; None for one field on a ring."""
+        """Space of the states that the network was made for; None for one field on a ring of any length."""
         return _method(self, torch.float32, "cpu").network.space
 
     def module(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> AnalysisNetwork:
@@ -147,7 +148,8 @@ class Network:
         Raises
         ------
         ValueError
-            If the description makes no network, or one of other arrays; no memory is taken for its sizes before.
+            If the description makes no network, or the arrays do not fit this network. Sizes are checked before memory
+            is taken.
         """
         name, parameters = self.description["name"], self.description["parameters"]
         if odd := [label for label, value in self.arrays.items() if value.dtype.name not in _WEIGHTS]:
@@ -161,7 +163,7 @@ class Network:
             module = copy.deepcopy(self._prototype)
         weights = {name: array_to_tensor(value) for name, value in self.arrays.items()}
         if any(value.dtype == torch.float64 for value in weights.values()):
-            module.double()  # loading would round them
+            module.double()  # single precision would round the arrays
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
@@ -169,42 +171,44 @@ class Network:
         return module.to(device=device, dtype=dtype).eval()
 
     def with_parameters(self, **parameters: Any) -> Network:
-        """Return a network of the same weights with some other parameters, such as `c2` or `past` of a KalmanCNN.
+        """Return a network with these weights and other parameters, such as `c2` or `past` of a KalmanCNN.
 
-        The description keeps what it was trained as, under "training".
+        The description keeps the parameters of the training under "training".
 
         Raises
         ------
         TypeError, ValueError
-            For parameters that the network does not have, or that ask for other weights.
+            If the network lacks a parameter, or the parameter needs other weights.
         """
         self._check_described("with_parameters", "make the module with other values, and train the network on it")
         module = self.module()
         known = constructor_parameters(type(module))
         if unknown := sorted(set(parameters) - set(known)):
-            raise TypeError(f"{unknown}: the network {self.description['name']!r} has {sorted(known)}")
+            raise TypeError(
+                f"{unknown}: the network {self.description['name']!r} has {sorted(known)}, expected some of these"
+            )
         made = network_by_name(self.description["name"], {**module.config(), **parameters})
         network = Network({**self.description, "parameters": made.config()}, self.arrays, self.history)
         network.module()
         return network
 
     def for_space(self, space: StateSpace) -> Network:
-        """Return a network of the same weights for the same fields on another grid of the same kind.
+        """Return a network with these weights for these fields on another grid of the same kind.
 
-        A longer ring, or a finer grid of a sphere. Kernels keep their width in grid points, and so reach half as far on
-        a grid of half the spacing. Fixed inputs are those of the new space.
+        The grid may be a longer ring, or a finer grid of a sphere. Kernels keep their width in grid points: on a grid
+        with half the spacing they reach half as far. Fixed inputs are taken from the new space.
 
         Parameters
         ----------
         space : StateSpace
-            Such as `model.space`.
+            The new space, such as `model.space`.
 
         Raises
         ------
         TypeError
-            For what is no StateSpace, and for a network that was made for no space: it works on any ring as it is.
+            If `space` is no StateSpace, or the network was made without a space: such a network works on any ring.
         ValueError
-            For other fields, units or kinds of geometry, or other fixed inputs.
+            If fields, units, kinds of geometry or fixed inputs differ.
         """
         if not isinstance(space, StateSpace):
             raise TypeError(f"space={shown(space)}: expected a StateSpace, such as the `space` of a dynamics")
@@ -229,10 +233,10 @@ class Network:
         return network
 
     def method(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DataAssimilationNetwork:
-        """Return the method to cycle with.
+        """Return the method that cycles with this network.
 
-        A process keeps one torch module for each type and device, as long as the network lives; networks with the same
-        weights share it.
+        A process keeps one torch module for each dtype and device as long as the network exists. Networks with equal
+        weights share this module.
         """
         return _method(self, dtype, device)
 
@@ -245,12 +249,12 @@ class Network:
             )
 
     def corrected(self, model: Dynamics) -> CorrectedDynamics:
-        """Give a model with the correction that the network learned beside its analysis, for other methods.
+        """Return a model with the correction that the network learned beside its analysis, for other methods.
 
         Raises
         ------
         ValueError
-            If the network holds no correction, or one for other fields.
+            If the network holds no correction, or a correction of other fields.
         """
         correction = self.module().model_correction()
         if correction is None:
@@ -262,12 +266,12 @@ class Network:
         return CorrectedDynamics(model, correction, {"learned": "through the cycles", "network": self.digest})
 
     def check(self, dynamics: Dynamics) -> None:
-        """Refuse a record of a dynamics whose states the network cannot work on.
+        """Refuse a dynamics if the network cannot work on its states.
 
         Raises
         ------
         ValueError
-            If the state's dims or fields are not those it was trained on.
+            If the state's dims or fields are not those of the training.
         """
         differ = dynamics.dims != self.state_dims
         several = STATE in (*dynamics.dims, *self.state_dims)
@@ -287,18 +291,19 @@ class Network:
             _method(self, torch.float32, "cpu").network.check_state(dynamics.dims, dynamics.shape)
 
     def check_climate(self, observation: Array, error_variance: Tensor) -> None:
-        """Refuse observations of another climate than the network's, such as the same in other units.
+        """Refuse observations whose climate is not that of the network's training, for example in other units.
 
         Parameters
         ----------
         observation : array, shape (R, K, *observations)
         error_variance : Tensor
-            Diagonal of R; of several fields broadcastable to the observations.
+            Diagonal of R. For several fields it must broadcast to the observations.
 
         Raises
         ------
         ValueError
-            If mean or deviation are three times as far off as can be.
+            If the observations' median is more than 3 s from the mean of the training's states, or their standard
+            deviation is below a third of the states' or above 3 s. Here s^2 is the states' variance plus R.
         """
         if self.space is None or self.space.single:
             mean, std = float(self.arrays["state_mean"]), float(self.arrays["state_std"])
@@ -311,20 +316,22 @@ class Network:
             _check_climate(f" of the field {name!r}", observation[..., part], float(mean), float(std), errors)
 
     def to_zarr(self, store: StoreLike, mode: str = "w-") -> None:
-        """Save as a Zarr group: named arrays, a JSON description, the history as a group of its own.
+        """Save the network as a Zarr group: named arrays, a JSON description, and the history as a separate group.
 
         Parameters
         ----------
         store : path or Zarr store
+            Where to save the network.
         mode : {"w-", "w"}
-            "w" overwrites: what was there stays until the new network is whole, where the store is a folder.
+            "w-", the default, refuses a store that exists. "w" overwrites it: the old content of a folder stays until
+            the new network is whole.
 
         Raises
         ------
         FileExistsError
             If the store exists and mode is not "w", or another call writes into it.
         ValueError
-            If the store is an archive.
+            If the store is a ZIP archive.
         """
         store = locate(store)
         check_rewritable(store)
@@ -354,7 +361,7 @@ class Network:
         return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{validation}>"
 
     def _short_parameters(self) -> dict[str, Any]:
-        """Parameters of the architecture; of fields and of a committee's networks the names alone."""
+        """Parameters of the architecture; only names for fields and for the networks of a committee."""
         parameters = {**self.description["parameters"]}
         if isinstance(parameters.get("space"), Mapping):
             parameters["space"] = [field["name"] for field in parameters["space"]["fields"]]
@@ -375,12 +382,12 @@ class Network:
 
 
 def _check_climate(of_what: str, observation: Array, mean: float, std: float, error_variance: float) -> None:
-    """Refuse observations of one field, as `Network.check_climate` does."""
+    """Refuse observations of one field whose climate is not that of the training."""
     seen = observation[np.isfinite(observation)]
     if seen.size < _LEAST_SEEN:
         return
     expected = math.hypot(std, math.sqrt(error_variance))
-    low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])  # a few outliers do not move these
+    low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])  # a few outliers do not change quantiles
     deviation = float(high - low) / 2
     if not std / 3 < deviation < 3 * expected or abs(float(middle) - mean) > 3 * expected:
         raise ValueError(
@@ -391,9 +398,9 @@ def _check_climate(of_what: str, observation: Array, mean: float, std: float, er
 
 
 def committee(networks: Iterable[Network]) -> Network:
-    """Average the analyses of trained networks: one network, that can be trained on.
+    """Make a network whose analysis is the mean of the analyses of trained networks. It can be trained further.
 
-    A committee among them counts as its networks, each of which has the same weight.
+    A committee among them stands for its networks. All networks have equal weights.
 
     Parameters
     ----------
@@ -405,20 +412,20 @@ def committee(networks: Iterable[Network]) -> Network:
     Returns
     -------
     Network
-        Its memory is that of all, one after another; its description has how each was trained, as "committee", and
-        once it is trained on, under "before". It has no history of its own.
+        The committee. Its memory is the memory of all networks, one after another. Its description holds the training
+        of each network as "committee", and after further training under "before". It has no history.
 
     Raises
     ------
     TypeError
-        For what is no trained network.
+        If a value is no trained network.
     ValueError
-        For networks that do not go together.
+        If the networks do not fit one another.
 
     Warns
     -----
     XdanWarning
-        Where they were trained with another interval, observing network or dynamics, as far as their descriptions tell.
+        If, by their descriptions, the networks were trained with different intervals, observing networks or dynamics.
 
     Examples
     --------
@@ -440,7 +447,7 @@ def committee(networks: Iterable[Network]) -> Network:
     dims = {one.state_dims for one in networks}
     errors = {tuple(np.ravel(one.arrays["error_std"]).tolist()) for one in networks}
     first, *others = sorted(errors) or [()]
-    # Errors of what no observation sees are estimated from states of each training.
+    # For a field that is not observed, each training estimates the error scale from states.
     alike = all(len(one) == len(first) and np.allclose(one, first, rtol=_SAME_ERROR, atol=0.0) for one in others)
     if len(dims) > 1 or not alike:
         raise ValueError(
@@ -464,7 +471,7 @@ def committee(networks: Iterable[Network]) -> Network:
 
 
 def _check_alike(one: StateSpace, other: StateSpace) -> None:
-    """Refuse another space whose fields are not the same on geometries of the same kinds."""
+    """Refuse another space if its fields or the kinds of its geometries differ."""
 
     def fields(space: StateSpace) -> list[tuple[str, ...]]:
         kinds = [(field.geometry.name, getattr(field.geometry, "grid", "")) for field in space]
@@ -503,6 +510,7 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     Returns
     -------
     Network
+        The network, frozen.
 
     Raises
     ------
@@ -587,7 +595,7 @@ def _check_seen(network: Network, made: AnalysisNetwork, store: StoreLike) -> No
 
 
 def _check_description(description: Mapping[str, Any], store: StoreLike) -> None:
-    """Refuse what describes no network of this format."""
+    """Refuse a description that is not that of a network in this format."""
     if "parameters" not in description or "name" not in description:
         raise ValueError(
             f"{store} holds no network; found a description with {sorted(description)}, expected name and parameters"
@@ -605,25 +613,25 @@ def _history_digest(history: xr.Dataset) -> str:
 
 
 def _read_history(store: StoreLike, expected: str | None) -> xr.Dataset | None:
-    """How the training went; None where it was not kept."""
+    """The history of the training; None if it was not kept."""
     try:
         group = zarr.open_group(store, path="history", mode="r")
     except (FileNotFoundError, GroupNotFoundError):
         if expected is not None:
-            raise ValueError(f"{store} was cut short: its history is missing") from None
+            raise ValueError(f"{store} was cut short: its history is missing; {_AGAIN}") from None
         return None
     except Exception as reason:
-        raise ValueError(f"{store}: the history is damaged: {reason}") from None
+        raise ValueError(f"{store}: the history is damaged: {reason}; {_AGAIN}") from None
     try:
         for name, array in group.arrays():
-            # Histories of before leave out chunks of nothing but zeros.
+            # Histories of early versions leave out chunks with nothing but zeros.
             missing = expected is not None and array.nchunks_initialized < array.nchunks
             if array.size > _LONGEST_HISTORY or missing:
                 raise ValueError(f"{name!r} has {array.size} values, not all of which are there")
         history: xr.Dataset = xr.open_zarr(store, group="history", consolidated=False, chunks=None).load()
     except Exception as reason:
-        raise ValueError(f"{store}: the history was cut short or changed: {reason}") from None
+        raise ValueError(f"{store}: the history was cut short or changed: {reason}; {_AGAIN}") from None
     history.attrs.pop(WHOLE, None)
     if expected is not None and _history_digest(history) != expected:
-        raise ValueError(f"{store}: the history was changed: its digest does not match")
+        raise ValueError(f"{store}: the history was changed: its digest does not match; {_AGAIN}")
     return history

@@ -1,4 +1,4 @@
-"""The module `xdan.records.store` under the name that it had before."""
+"""The module `xdan.records.store` under its old name."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The module `xdan.training.loop` under the name that it had before."""
+"""The module `xdan.training.loop` under its old name."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""Accuracy against cost on the quickstart's test record: schemes of one trajectory, ensembles, and networks.
+"""Accuracy and cost on the test record of the quickstart: schemes with one trajectory, ensembles, and networks.
 
     python ci/bench/costs.py [--only kalman] [--seed 1] [--sites 40] [--cycles 600] [--trajectories 64]
 
 Lorenz-96, F = 8, every site observed with unit error at an interval of 0.05. A row has the analysis RMSE with its
-standard error over trajectories, the runs of the model and of its tangent linear model that a cycle takes, and the
-milliseconds of a cycle for each trajectory, where all run side by side.
+standard error over trajectories, the number of runs of the model and of its tangent linear model in a cycle, and the
+milliseconds of a cycle for each trajectory when all run side by side.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BURN_IN = 200
 
 @dataclass(frozen=True)
 class Row:
-    """A method by its name, or a network that comes with xdan; runs are those of a cycle, for N = 40 sites."""
+    """A method by its name, or a network that comes with xdan; `runs` counts those of a cycle, for N = 40 sites."""
 
     title: str
     scheme: str

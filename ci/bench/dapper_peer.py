@@ -1,4 +1,4 @@
-"""DAPPER's side of the benchmarks; run by the other scripts with the interpreter of DAPPER's own environment."""
+"""DAPPER's part of the benchmarks. The other scripts run it with the interpreter of DAPPER's environment."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Ensemble methods on two cores, over 64 trajectories and over one, against DAPPER, one process a core.
+"""Speed of ensemble methods on two cores, for 64 trajectories and for one, against DAPPER on each core.
 
     python ci/bench/ensembles.py [--only etkf ...]
 
-Both at the same settings; the iterative filter stops at the same step of the weights. With `--profile` it also says
-where the time goes.
+Both have equal settings, and the iterative filter stops at equal steps of the weights. `--profile` also prints the
+operations that take most of the time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def seconds(ds: xr.Dataset, name: str) -> float:
 
 
 def rate(ds: xr.Dataset, name: str) -> float:
-    """Cycles per second, what comes before the first cycle left out."""
+    """Cycles per second, without the work before the first cycle."""
     short = ds.isel(time=slice(0, CYCLES // 4))
     cycles = ds.sizes["trajectory"] * (CYCLES - CYCLES // 4)
     return cycles / (seconds(ds, name) - seconds(short, name))

@@ -2,8 +2,9 @@
 
     python ci/bench/explorer.py [--gib 10] [--out explorer-record]
 
-Wants Chromium and Playwright. The store, a record and a run on it, holds noise, which does not compress; a second call
-takes the one that is there. The browser's start is not counted; the first opening pays for what `explore` imports.
+The script needs Chromium and Playwright. The store has a record and a run of noise, which does not compress. A second
+call uses an existing store. The start of the browser is not counted; the first opening includes the imports of
+`explore`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SITES, TRAJECTORIES, CHUNKS = 40, 100, (10, 1000, 40)
 
 
 def write(folder: Path, gib: float) -> None:
-    """A record and a run, together of so many GiB."""
+    """Write a record and a run, together of `gib` GiB."""
     cycles = int(gib * 2**30 / (4 * SITES * TRAJECTORIES) / 4)  # truth, observation, forecast, analysis
     record = xdan.twin(xdan.Lorenz96(), cycles=cycles, trajectories=TRAJECTORIES, seed=0)
     run = record.dan.cycle(xdan.open_network("lorenz96"))

@@ -1,4 +1,4 @@
-"""A mean marginal gain over a long record: peak memory, and the same on threads and on two processes.
+"""A mean marginal gain over a long record: peak memory, and equal results on threads and on two processes.
 
 python ci/bench/gain_record.py [--states 100000] [--out gain-record]
 
@@ -24,7 +24,7 @@ TRAJECTORIES = 100
 
 
 def peak() -> float:
-    """GiB that this process has held at most."""
+    """Peak memory of this process, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -1,4 +1,4 @@
-"""Symmetry-averaged marginal gains: time for a state against the obvious way, and error for a second of each road.
+"""Symmetry-averaged marginal gains: time for a state against the direct way, and error after a second of each way.
 
 python ci/bench/gains.py [--sites 40 80 160 320] [--out gains]
 """
@@ -25,7 +25,7 @@ AT_ONCE = 16
 
 
 def network() -> ResidualCNN:
-    """Train the default architecture for two minutes: its derivatives are those that need the most of a road."""
+    """Train the default architecture for two minutes; its derivatives are the most difficult ones."""
     return xdan.train(xdan.Lorenz96(), "residual-cnn", minutes=2, seed=0).module().requires_grad_(False)
 
 
@@ -35,7 +35,7 @@ def states(sites: int, count: int) -> Tensor:
 
 
 def best(function: Callable[[], object], least: float = 1.0) -> float:
-    """Shortest of at least three runs and a second."""
+    """Shortest time of at least three runs, which take at least a second."""
     times: list[float] = []
     while len(times) < 3 or sum(times) < least:
         begin = time.perf_counter()

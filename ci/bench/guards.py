@@ -1,4 +1,4 @@
-"""What each guard of training is worth where trajectories are easily lost: long intervals, strong forcing.
+"""The effect of each guard of training if trajectories are easily lost: with long intervals and strong forcing.
 
 python ci/bench/guards.py [--steps 800]
 """
@@ -27,13 +27,13 @@ WITHOUT = ("nothing", "clipping", "bound through cycles", "restarts", "return to
 
 
 def only_broken(method: Any, state: Any, *_: Any) -> Tensor:
-    """Trajectories that are no numbers any more; nothing can be learned from those."""
+    """Trajectories that are not finite any more; a training cannot learn from these."""
     return ~method.mean(state).detach().isfinite().all(1)
 
 
 @contextmanager
 def without(guard: str) -> Iterator[float]:
-    """Training without a guard; gives the clipping to ask for."""
+    """Switch a guard of training off; return the clipping to pass."""
     everything = guard == "all of these"
     patches = []
     if guard == "bound through cycles" or everything:
@@ -53,7 +53,7 @@ def without(guard: str) -> Iterator[float]:
 
 @xdan.register_network
 class WithoutAlpha(xdan.ResidualCNN):
-    """The update of Eq. 2: alpha is zero, and nothing that is learned."""
+    """The update of Eq. 2 with alpha = 0, which is not trained."""
 
     name = "residual-cnn-without-alpha"
 

@@ -1,10 +1,10 @@
-"""RMSE against interval and forcing: networks as they come, the filters that they stand beside, and ensembles.
+"""RMSE against interval and forcing: networks that come with xdan, their filters alone, and ensembles.
 
     python ci/bench/intervals.py [--intervals 0.05 0.1 0.2 0.4 0.6] [--forcings 6 10] [--only NAME ...]
         [--out intervals] [--trajectories 16] [--cycles 200]
 
 Lorenz-96, 40 sites, R = I, every site observed. The networks were trained at an interval of 0.05 and F = 8 and are not
-trained again. The scores of each run are kept under --out: a second call computes what is missing. A table of the
+trained again. The scores of each run are saved under --out: a second call computes only what is missing. A table of the
 RMSE and its standard error is printed, and drawn into intervals.html.
 """
 

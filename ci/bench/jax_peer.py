@@ -1,10 +1,10 @@
-"""The training loop of `training.py` in JAX; run by that script with the interpreter of JAX's own environment.
+"""The training loop of `training.py` in JAX. That script runs it with the interpreter of JAX's environment.
 
     python jax_peer.py '{"batch": 24, "seconds": 4, "memory": 0}'
 
-One jitted function makes a step: the window of cycles by `lax.scan`, its gradient by `jax.grad`, Adam on all weights,
-which costs less than the optimisers of ours. Convolutions are written in two ways, as one product of shifted copies and
-by `lax`'s own; the quicker one counts. It prints samples x cycles per second of both, as JSON.
+One jitted function makes a step: the window of cycles by `lax.scan`, its gradient by `jax.grad`, and Adam on all
+weights, which costs less than the optimisers of xdan. Convolutions are written in two ways, as one product of shifted
+copies and by `lax`; the faster one counts. The script prints samples x cycles per second of both, as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def shifted(x: Any, weight: Any, bias: Any) -> Any:
 
 
 def library(x: Any, weight: Any, bias: Any) -> Any:
-    """The same by the library's convolution."""
+    """Circular convolution (C, N, B) by the convolution of the library."""
     half = KERNEL // 2
     around = jnp.concatenate([x[:, -half:], x, x[:, :half]], 1)
     layout = ("CWN", "WOI", "CWN")

@@ -1,10 +1,11 @@
-"""Every baseline against numbers that are known: the table and the picture of docs/methods.md.
+"""Every baseline against published or known numbers: the table and the picture of docs/methods.md.
 
     python ci/bench/known_numbers.py [--only NAME ...] [--out known-numbers]
 
-Lorenz-96, 40 sites, F = 8, R = I. At least 10,000 cycles at an interval of 0.05 and 2,000 beyond, after burn-in. Each
-row is cycled once and kept in a Zarr store: a second call computes what is missing. The rows with "Q = 0.1 I" have a
-truth that errs so in every interval. The rest of what models that are wrong need is in examples/imperfect.py.
+Lorenz-96, 40 sites, F = 8, R = I. After burn-in there are at least 10,000 cycles at an interval of 0.05, and 2,000 at
+longer intervals. Each row is cycled once and saved in a Zarr store: a second call computes only what is missing. In
+the rows with "Q = 0.1 I" the truth has such model errors in every interval. examples/imperfect.py has further figures
+of wrong models.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import xdan
 
 @dataclass(frozen=True)
 class Row:
-    """A method, how it is run, and what is known of its RMSE, if anything."""
+    """A method, its parameters, and the known value of its RMSE, if there is one."""
 
     title: str
     method: str
@@ -116,7 +117,7 @@ def rows() -> list[Row]:
 
 
 def compute(row: Row, out: Path, trajectories: int) -> xr.Dataset:
-    """Run one row and keep its scores."""
+    """Run one row and save its scores."""
     cycles = row.burn_in + -(-(10_000 if row.interval == 0.05 else 2_000) // trajectories)
     twin = xdan.twin(
         xdan.Lorenz96(),
@@ -144,7 +145,7 @@ def compute(row: Row, out: Path, trajectories: int) -> xr.Dataset:
 
 
 def verdict(row: Row, result: xr.Dataset) -> str:
-    """Whether the score is what is known, within 3 standard errors + 0.003."""
+    """Whether the score equals the known number within 3 standard errors + 0.003."""
     if row.known is None:
         return ""
     margin = 3 * float(result.rmse_standard_error) + 0.003
@@ -169,7 +170,7 @@ def table(done: list[tuple[Row, xr.Dataset]]) -> str:
 
 
 def picture(done: list[tuple[Row, xr.Dataset]], path: Path) -> None:
-    """Reached, with three standard errors, beside what is known; a line for each method."""
+    """RMSE with bars of three standard errors, and known numbers; a line for each method."""
     import holoviews as hv
     import hvplot.pandas  # noqa: F401
     import pandas as pd

@@ -1,4 +1,4 @@
-"""What a covariance in patches costs in RMSE, and what a site of a long ring costs in time and memory.
+"""The effect of patches on the RMSE, and time and memory for each site of a long ring.
 
     python ci/bench/patches.py [--sites 240] [--radii 8 12 16] [--cycles 400] [--long 1000 10000 100000]
 
@@ -23,7 +23,7 @@ NAMES = ("second-order-kalman", "lorenz96-kalman")
 
 
 def cycled(name: str, ds: xr.Dataset, radius: float | None) -> xr.Dataset:
-    """The run of a method or network, with patches of a radius, or one matrix."""
+    """The run of a method or network, with patches of a radius or with one matrix."""
     if name == "second-order-kalman":
         return ds.dan.baseline(name, c2=8.0, radius=radius, progress=False).compute()
     network = xdan.open_network(name).with_parameters(radius=radius)
@@ -31,7 +31,7 @@ def cycled(name: str, ds: xr.Dataset, radius: float | None) -> xr.Dataset:
 
 
 def seconds(name: str, ds: xr.Dataset) -> float:
-    """Of a run with patches; the quicker of two."""
+    """Seconds of a run with patches, the faster of two runs."""
     took = []
     for _ in range(2):
         begin = time.perf_counter()

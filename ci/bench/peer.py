@@ -1,4 +1,4 @@
-"""Runs DAPPER in its own environment, one process a core."""
+"""Run DAPPER in its environment, with one process on each core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENVIRONMENT = Path(__file__).with_name(".venv-dapper")
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """Options that every benchmark against DAPPER has."""
+    """Options of every benchmark against DAPPER."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=5, help="pairs of runs, ours and DAPPER's in turn")
     return parser

@@ -1,10 +1,10 @@
-"""The default network on a grid of two dims, beside a plain torch Conv2d stack of the same sizes in one run.
+"""The default network on a grid of two dims, against a plain torch Conv2d stack of equal sizes, in one run.
 
 python ci/bench/planes.py [--rows 64 --columns 128 --fields 2 --trajectories 16]
 
 A cycle is a step of a damped model, the projected innovation and the analysis. A training step is the gradient of a
 window of two analyses. The stack has the network's convolutions with padding by zeros, its gates and its skips, and
-nothing else, channels first and channels last. Exits with 1 where a cycle takes more than 1.3 times the faster stack.
+nothing else, channels first and channels last. The exit status is 1 if a cycle takes over 1.3 times the faster stack.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Stack(nn.Module):
 
 
 def fastest(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Least time of each, in seconds, called in turns."""
+    """Shortest time of each function, in seconds. The functions are called in turns."""
     for function in functions.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -60,7 +60,7 @@ def fastest(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print the times; 1 where the limit is exceeded."""
+    """Print the times; return 1 if the limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rows", 64), ("columns", 128), ("fields", 2), ("trajectories", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -104,9 +104,9 @@ def main() -> int:
 
     layouts = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
     worst = 0.0
-    for title, own, gradient, count in (("a cycle", cycle, False, CYCLES), ("a training step", train, True, 2)):
+    for title, ours, gradient, count in (("a cycle", cycle, False, CYCLES), ("a training step", train, True, 2)):
         functions = {f"Conv2d stack, {name}": stacked(layout, gradient) for name, layout in layouts.items()}
-        seconds = {name: each / count for name, each in fastest({"the network": own, **functions}).items()}
+        seconds = {name: each / count for name, each in fastest({"the network": ours, **functions}).items()}
         best = min(value for name, value in seconds.items() if name != "the network")
         for name, value in seconds.items():
             print(f"{title:16s} {name:28s} {1e3 * value:8.0f} ms  {value / best:5.2f}", flush=True)

@@ -1,4 +1,4 @@
-"""How smooth a rebuilt covariance is: its derivative by one site of the forecast, and finite differences.
+"""Smoothness of a rebuilt covariance: its derivative by one site of the forecast, and finite differences.
 
 python ci/bench/rebuilt_gains.py [--states 8]
 """

@@ -1,9 +1,9 @@
-"""The networks that come with xdan on rings of other sizes than the one they were trained on.
+"""Networks that come with xdan, on rings whose sizes differ from that of their training.
 
     python ci/bench/rings.py [--sites 20 40 80 160 10000] [--long 10000 1000000]
 
-Of long rings it prints the time of a cycle for each site, and this process's peak memory: the record is one
-trajectory of `LONG_CYCLES` cycles, and takes 8 bytes a site and cycle itself.
+For long rings the script prints the time of a cycle for each site, and the peak memory of the process. The record is
+one trajectory of `LONG_CYCLES` cycles; it takes 8 bytes for each site and cycle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SITE_RUNS = 2560  # sites times trajectories, so that each size costs about the 
 
 
 def long_ring(sites: int) -> float:
-    """Microseconds of a cycle for each site; the quickest of three runs."""
+    """Microseconds of a cycle for each site, the fastest of three runs."""
     net = xdan.open_network(LONG)
     ds = xdan.twin(xdan.Lorenz96(sites=sites), cycles=LONG_CYCLES, trajectories=1, seed=SEED).compute()
     seconds = []

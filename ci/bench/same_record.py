@@ -1,9 +1,9 @@
-"""RMSE on DAPPER's own records: the same truth and observations, its methods and ours.
+"""RMSE on records of DAPPER: one truth and one set of observations for its methods and those of xdan.
 
     python ci/bench/same_record.py [--cycles 1300] [--records 4]
 
-A record's score differs from another's by more than methods do; on the same one they can be told apart. Forms with and
-without the cap of the finite-size prior are both ours.
+Scores differ more between records than between methods. On one record, methods can be compared. Both forms of the
+finite-size prior, with and without the cap, are those of xdan.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Memory and time that the score of a run with members needs beyond its input, in memory and in chunks.
+"""Memory and time of the score of a run with members, beyond its input, in memory and in chunks.
 
     python ci/bench/scores.py [--members 40]
 
-Each row is a process of its own, on Linux: the record and the run are made there, then scored. Memory is the largest
-resident size while scoring, less that before. Seconds are of the processor, all cores together, so that other programs
-matter little; of chunks they include what is read from stores.
+Each row is a separate process, on Linux, which makes the record and the run and scores them. Memory is the largest
+resident size while scoring, minus the size before. Seconds are processor time of all cores, so that other programs
+matter little; for chunks they include the reading of stores.
 
-The second table has the CRPS alone, of the same members: sorted, as xdan has it; as the mean over all pairs of members,
-in pieces that stay in a core's cache; the same at once, as xskillscore and properscoring compute it without numba,
-trajectory by trajectory as the whole does not fit. The last two see a part of the trajectories, and their seconds are
-for all. Reading the members once is the limit.
+The second table has the CRPS alone, of these members: sorted, as in xdan; as the mean over all pairs of members, in
+pieces that stay in a core's cache; and as this mean at once, as xskillscore and properscoring compute it without numba,
+trajectory by trajectory because the whole does not fit. The last two use a part of the trajectories, and their seconds
+are scaled to all. The limit is one reading of the members.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def record_and_run(members: int) -> tuple[xr.Dataset, xr.Dataset]:
 
 
 def resident(what: str) -> float:
-    """MiB of this process: VmRSS is what is resident now, VmHWM the most since `/proc/self/clear_refs` was written."""
+    """Memory of this process in MiB: VmRSS is the resident size now, VmHWM the largest since `clear_refs`."""
     return (
         int(next(line for line in Path("/proc/self/status").read_text().splitlines() if what in line).split()[1])
         / 2**10
@@ -79,14 +79,14 @@ VERBS: dict[str, Callable[[xr.Dataset, xr.Dataset], xr.Dataset | xr.DataArray]] 
 
 
 def of_pairs(truth: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """The fair CRPS as it is written: a mean over all pairs of members."""
+    """The fair CRPS by its formula: a mean over all pairs of members."""
     count = members.shape[-1]
     apart = np.abs(members[..., :, None] - members[..., None, :]).sum((-1, -2))
     return np.abs(members - truth[..., None]).mean(-1) - apart / (2 * count * (count - 1))
 
 
 def of_pairs_at_once(truth: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """The CRPS in the way of properscoring, which looks for NaN too."""
+    """The CRPS as properscoring computes it, which checks for NaN, too."""
     apart = np.expand_dims(members, -1) - np.expand_dims(members, -2)
     score: np.ndarray = np.nanmean(np.abs(members - truth[..., None]), -1)
     return score - 0.5 * np.nanmean(np.abs(apart), axis=(-2, -1))

@@ -26,7 +26,7 @@ METHODS = {
 
 
 def seconds_per_cycle(name: str, sites: int, cycles: int) -> float:
-    """Time of a cycle of one trajectory, preparation and first analysis left out; the best of three."""
+    """Time of a cycle of one trajectory, without preparation and first analysis; the best of three."""
     ds = xdan.twin(xdan.Lorenz96(sites=sites), cycles=cycles + 1, trajectories=1, seed=0).compute()
     setup = read(ds).setup
 

@@ -1,10 +1,10 @@
-"""Speed of the flow on the sphere beside a plain NumPy model of the same transforms, on one thread and on two.
+"""Speed of the flow on the sphere against a plain NumPy model with the same transforms, on one thread and on two.
 
     python ci/bench/sphere_qg.py [--truncation 21] [--batch 64] [--steps 24] [--repeats 5] [--threads 1 2]
 
-Float32. The NumPy models are written as textbooks have it: a Fourier transform along each circle of latitude, then a
-product with Legendre functions for each m. One takes a state after the other, one the whole batch. They run on the
-threads that NumPy's library takes. Rows are best of `--repeats`, in turns, so that a busy machine slows all alike.
+Float32. The NumPy models follow textbooks: a Fourier transform along each circle of latitude, then a product with
+Legendre functions for each m. One model takes one state after another, the other takes the whole batch. They run on
+the threads of NumPy's library. Each row is the best of `--repeats`, in turns, so that a busy machine slows all equally.
 
 The last lines are the rate of floating-point operations of the Legendre products alone, and of all products in a step,
 as shares of that of a product of square matrices.
@@ -90,7 +90,7 @@ def product(matrices: np.ndarray, waves: np.ndarray) -> np.ndarray:
 
 
 def seconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The shortest of some calls of each function, in turns."""
+    """Shortest time of some calls of each function, in turns."""
     best = dict.fromkeys(functions, float("inf"))
     for _ in range(repeats):
         for name, function in functions.items():
@@ -164,9 +164,9 @@ def main() -> None:
     print(pd.DataFrame(table).to_string(index=False))
     for threads in options.threads:
         torch.set_num_threads(threads)
-        found = rates(model, options.batch, options.steps, options.repeats)
-        peak = found["square matrices"]
-        shares = ", ".join(f"{name} {rate:.0f} ({rate / peak:.0%})" for name, rate in found.items())
+        speeds = rates(model, options.batch, options.steps, options.repeats)
+        peak = speeds["square matrices"]
+        shares = ", ".join(f"{name} {rate:.0f} ({rate / peak:.0%})" for name, rate in speeds.items())
         print(f"{threads} threads, 1e9 operations a second: {shares}")
 
 

@@ -1,10 +1,10 @@
-"""Trainings that differ in their seed only: all of them stacked under `torch.vmap`, against one after the other.
+"""Trainings that differ only in their seed: all of them stacked under `torch.vmap`, against one after another.
 
     python ci/bench/stacked.py [--networks 8] [--threads 1]
 
-One thread by default, as in a worker of a sweep, where the other cores have trainings of their own. Three ways to find
-the gradient of each network, optimisers left out: stacked weights and plain autograd; the same without stacking; the
-derivative of xdan's trainer.
+One thread by default, as in a worker of a sweep, where the other cores run other trainings. Three ways to compute the
+gradient of each network, without optimisers: stacked weights and plain autograd; plain autograd without stacking; and
+the derivative of xdan's trainer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL, ERROR = xdan.Lorenz96(), ObservingSystem(torch.tensor(1.0))
 
 
 def networks(count: int, filters: int) -> list[ResidualCNN]:
-    """As many, of different weights."""
+    """`count` networks with different weights."""
     nets = []
     for seed in range(count):
         torch.manual_seed(seed)

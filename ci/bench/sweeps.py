@@ -1,8 +1,8 @@
-"""Sweeps: two workers against one, and what a sweep costs beside the bare loop of the same experiments.
+"""Sweeps: two workers against one, and the time of a sweep against a bare loop of its experiments.
 
     python ci/bench/sweeps.py [--trainings 16] [--states 20000] [--repeats 3]
 
-Each ratio is of runs that follow each other, the order turned round with every repeat; clusters are warm.
+Each ratio is that of two consecutive runs. Every repeat reverses their order; clusters are started before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def training(steps: int) -> dict[str, Any]:
 
 
 def clock(action: Callable[[], Any]) -> float:
-    """Seconds that it takes."""
+    """Seconds that a call takes."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
@@ -60,7 +60,7 @@ def sweep(folder: Path, scheme: dict[str, Any], seeds: int, model: xdan.Dynamics
 
 
 def bare(scheme: dict[str, Any], seeds: int, model: xdan.Dynamics = MODEL, **test: int) -> None:
-    """The same experiments in a loop, nothing kept."""
+    """The experiments of the sweep in a loop; nothing is saved."""
     test = test or TEST
     for seed in range(seeds):
         sizes = {name: test[name] for name in ("cycles", "trajectories")}

@@ -1,10 +1,11 @@
-"""Classical methods and Lyapunov exponents of the systems beyond Lorenz-96, beside numbers that are known.
+"""Classical methods and Lyapunov exponents of the systems beyond Lorenz-96, against known numbers.
 
     python ci/bench/systems.py [--only WORD ...] [--cycles 300] [--trajectories 8] [--out systems]
 
-Each row is cycled once, `--cycles` cycles after its burn-in on each trajectory, and kept in a Zarr store: a second call
-computes what is missing. With `--minutes` networks are trained for as long each, and kept beside it. Known numbers are
-those of DAPPER 1.7 for the same set-ups (mods/KS, LorenzUV/wilks05, Lorenz63/sakov2012), of 10,000 cycles or so.
+Each row is cycled once, for `--cycles` cycles after its burn-in on each trajectory, and saved in a Zarr store: a second
+call computes only what is missing. With `--minutes`, networks are trained for so long each, and saved there, too. Known
+numbers are those of DAPPER 1.7 for equal set-ups (mods/KS, LorenzUV/wilks05, Lorenz63/sakov2012), over some 10,000
+cycles.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ POINT = RING.length / RING.sites  # radii are known in grid points
 
 @dataclass(frozen=True)
 class System:
-    """A model, and how it is observed."""
+    """A model, and its observations."""
 
     title: str
     dynamics: xdan.Dynamics
@@ -63,7 +64,7 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a system, and what is known of its RMSE, if anything."""
+    """A method on a system, and the known value of its RMSE, if there is one."""
 
     system: str
     title: str
@@ -145,7 +146,7 @@ class Trained:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def compute(self, folder: Path, minutes: float, cycles: int, trajectories: int) -> xr.Dataset:
-        """Train it for some minutes, unless it is there, and score it on the system's record."""
+        """Train the network for some minutes, unless it exists, and score it on the system's record."""
         path = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{self.system} {self.title}'.lower())}.zarr"
         system, truth = SYSTEMS[self.system], record(self.system, cycles, trajectories)
         if not path.exists():
@@ -181,7 +182,7 @@ def record(system: str, cycles: int, trajectories: int) -> xr.Dataset:
 
 
 def compute(row: Row, cycles: int, trajectories: int) -> xr.Dataset:
-    """Run one row and score it; each field by itself where the state has several."""
+    """Run one row and score it; if the state has several fields, score each field."""
     system, truth = SYSTEMS[row.system], record(row.system, cycles, trajectories)
     begin = time.perf_counter()
     run = truth.dan.baseline(row.method, **row.parameters, progress=False)
@@ -194,7 +195,7 @@ def compute(row: Row, cycles: int, trajectories: int) -> xr.Dataset:
 
 
 def over_all(system: System, truth: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
-    """RMSE over all components of all fields, as in the known numbers, each component alike."""
+    """RMSE over all components of all fields with equal weights, as in the known numbers."""
     total, names = 0.0, [str(name) for name in truth.data_vars if str(name).split("_")[0] == "truth"]
     for name in names:
         error = run[name.replace("truth", "analysis")] - truth[name]
@@ -205,7 +206,7 @@ def over_all(system: System, truth: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
 
 
 def exponents(trajectories: int, model_time: float) -> xr.Dataset:
-    """Exponents of the Kuramoto-Sivashinsky model, all that the Kaplan-Yorke dimension needs."""
+    """Exponents of the Kuramoto-Sivashinsky model: as many as the Kaplan-Yorke dimension needs."""
     begin = time.perf_counter()
     result = xdan.lyapunov_spectrum(RING, vectors=32, time=model_time, interval=2.0, trajectories=trajectories)
     return result.assign_attrs(seconds=time.perf_counter() - begin, model_time=model_time, trajectories=trajectories)
@@ -222,7 +223,7 @@ def in_words(spectrum: xr.Dataset) -> str:
 
 
 def kept(store: Path, name: str, make: Any, **settings: Any) -> xr.Dataset:
-    """Open what is kept under a name, or make it with these settings and keep it."""
+    """Open the results with a name, or make them with these settings and save them."""
     try:
         result = xr.open_zarr(store, group=name, consolidated=False).load()
     except FileNotFoundError:

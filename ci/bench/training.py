@@ -1,11 +1,11 @@
-"""Training: samples x cycles per second, against the plainest loop of the same network and batch.
+"""Training: samples x cycles per second, against the plainest loop with the same network and batch.
 
     python ci/bench/training.py [--jax PYTHON]
 
-The plain loop is what one writes first: `torch.nn.Conv1d` with circular padding, `torch.roll` in the model, autograd
-through everything, the same optimisers, torch's own threads on all cores. Ours shares the trajectories of a batch
-between as many processes. Both train on the same endless twin. With --jax, the interpreter of an environment that has
-JAX, a jitted loop of the same network stands beside (`jax_peer.py`), each on one core.
+The plain loop is the first that one would write: `torch.nn.Conv1d` with circular padding, `torch.roll` in the model,
+autograd through everything, xdan's optimisers, and torch's threads on all cores. xdan shares the trajectories of a
+batch between as many processes. Both train on one endless twin. With --jax, the interpreter of an environment that has
+JAX, they are compared with a jitted loop of this network (`jax_peer.py`), each on one core.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WINDOW = 12
 
 
 class PlainCNN(nn.Module):
-    """The same network of library layers, features as (batch, channels, sites)."""
+    """The network made of library layers, with features (batch, channels, sites)."""
 
     def __init__(self, like: ResidualCNN) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def rate(step: Callable[[], None], batch: int, seconds: float) -> float:
 
 
 def beside_jax(interpreter: str, memory: int, batch: int, seconds: float, repeats: int) -> None:
-    """Ours and JAX's in turn, each on the first core alone."""
+    """The loops of xdan and of JAX in turns, each on the first core alone."""
     peer = [interpreter, str(Path(__file__).with_name("jax_peer.py"))]
     peer.append(json.dumps({"batch": batch, "seconds": seconds, "memory": memory}))
     single = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}

@@ -551,7 +551,7 @@ WRONG = {
         r"run and record differ in x: expected .*\[5, 6, 7\]",
     ),
     "labels that are NaN": (
-        lambda ds, run: xdan.score(ds, run.assign_coords(x=[np.nan] * 8)), ValueError, "missing or stand twice",
+        lambda ds, run: xdan.score(ds, run.assign_coords(x=[np.nan] * 8)), ValueError, "missing or occur twice",
     ),
     "spread of other dims": (
         lambda ds, run: xdan.score(ds, run.assign(spread=("trajectory", np.ones(4)))), ValueError, "'spread' has dims",

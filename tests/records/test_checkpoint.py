@@ -71,7 +71,7 @@ def test_a_torn_slot_gives_the_save_before(tmp_path):
     latest = json.loads((tmp_path / "c" / "zarr.json").read_text())["attributes"]["latest"]
     chunks = [p for p in (tmp_path / "c" / f"slot{latest}").rglob("*") if p.is_file() and p.name != "zarr.json"]
     chunks[0].write_bytes(b"")
-    with pytest.warns(xdan.XdanWarning, match="last save is damaged, the one before is taken"):
+    with pytest.warns(xdan.XdanWarning, match="last save is damaged, the save before it is taken"):
         arrays, scalars = Checkpoint(tmp_path / "c", {"run": 1}).load()
     np.testing.assert_array_equal(arrays["w"], 1.0)
     assert scalars["step"] == 1.0

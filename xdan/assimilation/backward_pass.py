@@ -1,4 +1,4 @@
-"""The backward pass of a run: its blocks from the last time to the first, lazily or streamed into a store."""
+"""The backward pass of a run: blocks from the last time to the first, lazily or written into a store."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def lazy_pass(
     key: WorkKey | None,
     *shared: Any,
 ) -> dict[str, da.Array]:
-    """The smoothed variables as dask arrays.
+    """Make the smoothed variables as dask arrays.
 
     Parameters
     ----------
     plan : Plan
     observations : dask array, dims (trajectory, time, ...)
     layout : Layout
-        Of the smoothed variables.
+        Layout of the smoothed variables.
     begun : sequence of sequence
         What each block of the forward run began with.
     key : WorkKey or None
         Of a run that is computed at once.
     *shared
-        setup, prepared, layout, seed, members, device, as `_smooth_block` takes them.
+        Further arguments of `_smooth_block`: setup, prepared, layout, seed, members, device.
     """
     outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in layout.items()}
     return carried_graph(partial(_smooth_block, key), plan, [observations], outputs, *shared, begun=begun)[0]
@@ -68,7 +68,7 @@ def fill_backward(stream: Stream, observations: da.Array, work: Work, key: WorkK
 def _stream_block(
     key: WorkKey, stream: Stream, place: tuple[int, int], after: Carry | None, observation: Array, *shared: Any
 ) -> Carry:
-    """Smooth one block, and write it."""
+    """Smooth one block, and write the result."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
     carries = [stream.begun(*place), after]
     outputs, carry = _smooth_block(key, [observation], carries, rows, columns, *shared)
@@ -90,7 +90,7 @@ def _smooth_block(
     members: bool,
     device: str,
 ) -> tuple[Mapping[str, Array], Carry]:
-    """Smooth one block, from what it began with and what the block after handed back."""
+    """Smooth one block, from the state that it began with and the state that the block after it handed back."""
     method = prepared.scheme.method_on(setup.dtype, device)
     shared = setup, method, layout, seed, members, ticking(key)
     answer: tuple[Mapping[str, Array], Carry] = _smooth_tensors(
@@ -112,7 +112,7 @@ def _smooth_tensors(
     members: bool,
     tick: Callable[[], None] | None,
 ) -> tuple[dict[str, Tensor], State]:
-    """Smoothed outputs of a prepared method over one block, dims (B, K, ...), and what the block before needs."""
+    """Smoothed outputs of a prepared method over one block, dims (B, K, ...), and the state for the block before."""
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     begun, after = carries
     outputs, before = smooth(method, record, begun, after, members, tick)

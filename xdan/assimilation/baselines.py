@@ -52,48 +52,51 @@ def baseline(
         - several models: "multi-model-enkf", "multifidelity-enkf" (`models=`);
         - particle: "particle", "optimal-particle".
     keep_members : bool
-        Keep the members of an ensemble method, or the analysis error covariance that a Kalman filter carries, in
+        Whether to keep the members of an ensemble method, or the analysis error covariance of a Kalman filter as
         `analysis_covariance`.
     tune_on : {"innovation", "truth"}
-        What a parameter that is "tune" is chosen by, on the leading part of the record: the likelihood of the
-        innovations, which needs no truth, or the analysis RMSE.
+        The score by which parameters that are "tune" are chosen, on the leading part of the record: the likelihood of
+        the innovations, which needs no truth, or the analysis RMSE.
     candidates : mapping of str to sequence of float, optional
-        The values to try for parameters that are "tune", such as `{"radius": [2.0, 4.0, 6.0]}`; every method has
-        default ones. A value chosen at an end of them warns.
+        Values to try for parameters that are "tune", such as `{"radius": [2.0, 4.0, 6.0]}`. By default the method's
+        candidates. If the best value is the first or the last candidate, a warning says so.
     smooth : bool
-        Go back over the run too, so that every state knows the observations of all times: the run gains `smoothed` and
-        `smoothed_spread`.
+        Whether to add a backward pass, so that every state knows the observations of all times. The run then holds
+        `smoothed` and `smoothed_spread`, too.
     {restart_after}
     seed : int
-        Keys the draws of ensembles.
+        Key of the random draws of ensembles.
     {store}
     {mode}
     {device}
     {progress}
     **parameters
-        The method's parameters, such as `members=` and `inflation="tune"`; and what the Dataset does not say of itself:
+        The method's parameters, such as `members=` and `inflation="tune"`; and words for what the Dataset's attributes
+        and names do not say:
 
         {record_words}
 
     Returns
     -------
     xarray.Dataset
-        As of `cycle`, with what the method was tuned to (`tuned_inflation`), the values tried
-        (`candidate_inflation`) and their scores (`innovation_score` or `truth_rmse`).
+        The run, with the variables of `cycle`. After tuning it also holds the chosen values (such as
+        `tuned_inflation`), the candidates (`candidate_inflation`) and their scores (`innovation_score` or
+        `truth_rmse`).
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
-        For an unknown name or parameter, parameters out of range, a window or lag longer than the record,
-        localisation without a distance, "kalman" on nonlinear dynamics, a method that differentiates a model or an
-        operator whose derivative is missing or wrong, members to keep of a method that has none, and as `cycle`.
+        If a name or a parameter is unknown, or a parameter is out of range; if a window or lag is longer than the
+        record; if localisation has no distances; if "kalman" meets nonlinear dynamics; if the method needs a derivative
+        of model or operator that is missing or wrong; if `keep_members` meets a method without members; and whenever
+        `cycle` raises this error.
 
     Warns
     -----
     XdanWarning
-        If tuning ends at an end of its candidates.
+        If the best candidate is the first or the last one, and for the reasons of `cycle`.
 
     See Also
     --------

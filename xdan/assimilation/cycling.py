@@ -1,4 +1,4 @@
-"""Cycling: forecasts and analyses of any method over a record, lazily or streamed into a store."""
+"""Cycling: forecasts and analyses of any method over a record, lazily or written into a store."""
 
 from __future__ import annotations
 
@@ -56,29 +56,31 @@ def cycle(
 ) -> xr.Dataset:
     """Run a method over a record: forecast, analysis, forecast, ...
 
-    The first analysis starts from the climatology, the dynamics' own or `climatology=`. Intervals are read from `time`
-    and need not be even; the truth is not needed. The result does not depend on chunks, scheduler or number of workers,
-    but for rounding: chaos makes it visible in long float32 runs, not in float64 over hundreds of cycles.
+    The first analysis starts from the climatology: that of the dynamics, or `climatology=`. The coordinate `time` tells
+    the intervals, which need not be even. The truth is not needed. The result does not depend on chunks, scheduler or
+    number of workers, except for rounding. Chaos makes rounding visible in long runs in float32; in float64 it stays
+    invisible over hundreds of cycles.
 
     Parameters
     ----------
     {ds}
     method : Network or Method
-        What makes the analyses. Classical methods go by name through `baseline`.
+        The network or the method that makes the analyses. `baseline` runs classical methods by their names.
     members : bool
-        Keep the members of an ensemble method; or the memory of a network, the latent channels that each analysis
-        reads, and `analysis_covariance`, P_a (trajectory, time, x_dual, x) of a filter beside it that its forecast
-        carries. N numbers for each component make a long run large.
+        Whether to keep more of each analysis. For an ensemble method: the members. For a network: its memory, the
+        latent channels that each analysis reads; and, if a filter beside the network carries an error covariance, this
+        covariance P_a as `analysis_covariance` (trajectory, time, x_dual, x). A covariance has N numbers for each
+        component and makes a long run large.
     smooth : bool
-        Go back over the run too, so that every state knows the observations of all times: `smoothed` and
-        `smoothed_spread`, and with `members` also `smoothed_members` or `smoothed_covariance`. It takes another run
-        of the model. Kalman filters with one covariance matrix, ensemble methods but "letkf" and those with weights or
-        several models, and networks with members or beside such a Kalman filter can; methods with a lag smooth by it
-        already. Each block's states are made again from what the block began with, which a store keeps until the pass
-        has gone through that block.
+        Whether to add a backward pass, so that every state knows the observations of all times. The run then holds
+        `smoothed` and `smoothed_spread`, and with `members` also `smoothed_members` or `smoothed_covariance`. The pass
+        takes another run of the model. It exists for Kalman filters with one covariance matrix; for ensemble methods,
+        except "letkf" and methods with weights or several models; and for networks with members or beside such a Kalman
+        filter. A method with a lag smooths without it. The pass makes the states of each block again, from the state
+        that the block began with. A store keeps this state until the pass has done the block.
     {restart_after}
     seed : int
-        Keys the draws of ensembles.
+        Key of the random draws of ensembles.
     {store}
     {mode}
     {device}
@@ -88,27 +90,35 @@ def cycle(
     Returns
     -------
     xarray.Dataset
-        `forecast` and `analysis` (trajectory, time, *state); `diverged` (trajectory, time), from which cycle on a
-        trajectory is lost and its output NaN; `innovation_ratio` (trajectory, time), the mean square innovation over
-        what it should be: the forecast's variance plus R's; for a method without a spread what the network had in
-        training, or what the climatology would have; spreads and diagnostics of the method. `smoothed` lies at the time
-        that it is an estimate of: the last times of a method with a lag have none. The attribute `smoothed_by` says
-        which observations it knows, and `xdan_warnings` holds what was warned of.
+        The variables of the run:
+
+        - `forecast` and `analysis` (trajectory, time, *state), in the units of the state;
+        - `diverged` (trajectory, time): whether the trajectory is lost at this cycle or was lost before. Its output is
+          NaN from there on;
+        - `innovation_ratio` (trajectory, time): the mean square innovation divided by its expected value. This value is
+          the forecast's variance plus that of R. For a method without a spread it is the value that the network had in
+          training, or the value that the climatology would have;
+        - the spreads and diagnostics of the method;
+        - `smoothed`, if the method or `smooth` makes it. It lies at the time that it is an estimate of. With a lag, the
+          last times have no smoothed state. The attribute `smoothed_by` says which observations it knows.
+
+        The attribute `xdan_warnings` holds the warnings of the run.
 
     Warns
     -----
     XdanWarning
-        Where a network is used out of the setting that it was trained in; where trajectories lose the truth, so that
-        their innovations are far larger than they should be, or all of them diverge; where the truth does not follow
-        the dynamics. For lazy output the last three while it is computed.
+        If a network is used outside of the setting of its training. If trajectories lose the truth: their innovations
+        are far larger than expected. If all trajectories diverge. If the truth does not follow the dynamics. Lazy
+        output gives the last three warnings while it is computed.
 
     Raises
     ------
     ValueError
-        For records that lack something, sizes that do not fit, observations that are all NaN or infinite (looked
-        at before a run into a store or of data in memory), or of another climate than a network was trained on.
+        If the record lacks a variable, or sizes do not fit. If all observations are NaN, or some are infinite; this is
+        checked before a run into a store and before a run of data in memory. If the record's climate is not that of
+        the network's training.
     FileExistsError
-        If the store exists and is no unfinished run of the same call.
+        If the store exists and does not hold an unfinished run of the same call.
 
     References
     ----------
@@ -154,15 +164,15 @@ def run_over(
     smooth: bool = False,
     kind: Callable[..., Run] | None = None,
 ) -> xr.Dataset:
-    """Run a method over a record that is read; `cycle` has the arguments and the errors.
+    """Run a method over a record that is read. `cycle` explains the other arguments and the errors.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        That the record was read from.
+        The Dataset that the record was read from.
     labelled : LabelledRecord
     kind : callable, optional
-        Makes the run; by default `Run`, a class that leaves out some of it or adds to it otherwise.
+        The class that makes the run: `Run` by default, or a class that computes fewer or more variables.
     """
     scheme = scheme_of(method)
     seed, progress, smooth = check_seed(seed), switch("progress", progress), switch("smooth", smooth)
@@ -186,15 +196,15 @@ def run_over(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A scheme that is ready for a record.
+    """A scheme that was prepared for a record.
 
     Attributes
     ----------
     scheme : Scheme
     watch : Watch
-        How large its innovations should be.
+        The expected size of its innovations.
     texts : sequence of str
-        What was warned of while the record was looked at.
+        Warnings that were given while the record was checked.
     """
 
     scheme: Scheme
@@ -203,25 +213,25 @@ class _Prepared:
 
 
 class Run:
-    """A run that is planned and not computed yet.
+    """A run that is planned but not computed yet.
 
     Attributes
     ----------
     method : Method
-        The scheme's, not prepared.
+        The scheme's method, not prepared.
     observations : dask array, dims (trajectory, time, ...)
     plan : Plan
-        Blocks that the observations are cut into; those of a store have a regular size.
+        Blocks of the observations. In a store they have one size.
     layout, choices : Layout
-        What there is of every cycle, and of the whole run.
+        Variables of every cycle, and variables of the whole run.
     smoothed : Layout
         What the backward pass adds; empty without one.
     key : WorkKey or None
         What the tasks of a run that is computed at once know it by; None of a lazy run.
     setup : Delayed
-        Of the record's `Setup`.
+        The record's `Setup`.
     prepared : Delayed
-        Of a `_Prepared`.
+        The `_Prepared` scheme.
     """
 
     def __init__(
@@ -239,7 +249,7 @@ class Run:
         self.labelled, self.scheme, self.warned = labelled, scheme, warned
         self.seed, self.device, self.progress = seed, device, progress
         self.method = scheme.method_on(labelled.setup.dtype, device)
-        self.layout = layout_of(self.method, labelled, members)  # refuses `members` that are no bool
+        self.layout = layout_of(self.method, labelled, members)  # refuses `members` that is no bool
         self.members = bool(members)
         self.smoothed = smoothed_layout_of(self.method, labelled, self.members) if smooth else {}
         self.choices = choices_of(self.method, labelled.setup)
@@ -249,7 +259,7 @@ class Run:
         self.observations, self.plan = observations, Plan.from_chunks(*observations.chunks[:2])
         self.key = WorkKey.new() if stored or not labelled.lazy else None
         leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
-        self.setup = dask.delayed(labelled.setup, traverse=False)  # once in the graph, with the states that it may hold
+        self.setup = dask.delayed(labelled.setup, traverse=False)  # once in the graph, with its states
         self.prepared = dask.delayed(_prepare, pure=False)(
             scheme,
             self.setup,
@@ -263,7 +273,7 @@ class Run:
         )
 
     def lazy(self, warns: bool = True) -> xr.Dataset:
-        """The run as dask arrays; with `warns` its blocks warn by themselves, as nothing looks at the whole."""
+        """The run as dask arrays. With `warns`, each block warns, as nothing checks the whole run."""
         outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in self.layout.items()}
         arguments = (self.setup, self.prepared, *self._constants)
         run_block = partial(_cycle_block, warns, self.key)
@@ -293,13 +303,13 @@ class Run:
         return self._sealed(result.assign_attrs(attribute(texts)))
 
     def streamed(self, store: StoreLike, mode: str) -> xr.Dataset:
-        """The run, computed block by block into a store, and opened there."""
+        """Compute the run block by block into a store, and open the store."""
         identity = self._identity()
         check_reachable(store)
         assert self.key is not None
         with writing(store), working(self.key) as work:
             (ready,) = dask.persist(self.prepared)
-            (prepared,) = dask.compute(ready)  # a record that is refused leaves the store as it is
+            (prepared,) = dask.compute(ready)  # if the record is refused, the store stays as it is
             lags, backward = lags_of(self.method, self.layout), bool(self.smoothed)
             stream = Stream(store, self._template(), self.plan, identity, mode, lags, backward)
             self._fill(stream, ready, work)
@@ -315,12 +325,12 @@ class Run:
 
     @property
     def _constants(self) -> tuple[Delayed, int, bool, str]:
-        """What `_cycle_block` takes beside the record and the prepared scheme."""
+        """Arguments of `_cycle_block` beside the record and the prepared scheme."""
         return dask.delayed(self.layout, traverse=False), self.seed, self.members, self.device
 
     @property
     def _smoothed_constants(self) -> tuple[Delayed, int, bool, str]:
-        """The same of the backward pass."""
+        """Arguments of the backward pass beside the record and the prepared scheme."""
         return dask.delayed(self.smoothed, traverse=False), self.seed, self.members, self.device
 
     def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:
@@ -338,7 +348,7 @@ class Run:
         return sealed_run
 
     def _identity(self) -> str:
-        """Digest of all that a run follows from."""
+        """Digest of everything that determines the run."""
         method, setup, plan = self.method, self.labelled.setup, self.plan
         return digest(
             [method.name, method.config(), method.tune_on, dynamics_to_json(setup.dynamics), self.seed, self.members],
@@ -349,12 +359,12 @@ class Run:
             *observing_identity(setup.observing, setup.dynamics),
             *([] if setup.restart_after is None else [np.array(setup.restart_after)]),
             *(["smooth"] if self.smoothed else []),
-            # The record is known by its first block: another record's differs there.
+            # The first block stands for the record: another record has another first block.
             np.asarray(self.observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
         )
 
     def _template(self) -> xr.Dataset:
-        """The run with zeros for its values."""
+        """The run with zeros in the place of its values."""
         chunks = self.observations.chunks[:2]
         blank = {
             name: da.zeros(variable.shape, dtype=variable.dtype, chunks=(*chunks, *variable.shape[2:]))
@@ -412,14 +422,14 @@ class Run:
 
 
 def _moved(array: da.Array, lag: int) -> da.Array:
-    """Values (trajectory, time, ...) moved to the times that they belong to, `lag` cycles earlier; NaN at the end."""
+    """Move values (trajectory, time, ...) to the times that they belong to, `lag` cycles earlier; NaN at the end."""
     kept = array[:, lag:]
     end = da.full((array.shape[0], array.shape[1] - kept.shape[1], *array.shape[2:]), np.nan, dtype=array.dtype)
     return da.concatenate([kept, end], axis=1).rechunk(array.chunks)
 
 
 def _regular(chunks: tuple[int, ...]) -> int | tuple[int, ...]:
-    """The chunks, where Zarr can have them: all of one size, the last one smaller; or their largest size."""
+    """The chunks if Zarr can have them, all of one size and the last one smaller; or else their largest size."""
     largest = max(chunks)
     return chunks if set(chunks[:-1]) <= {largest} else largest
 
@@ -434,7 +444,7 @@ def _stream_block(
     prepared: _Prepared,
     *constants: Any,
 ) -> Carry:
-    """Cycle over one block, and write it."""
+    """Cycle over one block, and write the result."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
     outputs, after = _cycle_block(False, key, [observation], carry, rows, columns, setup, prepared, *constants)
     with undisturbed(key):
@@ -456,7 +466,7 @@ def _cycle_block(
     members: bool,
     device: str,
 ) -> tuple[dict[str, Array], Carry]:
-    """Cycle over one block; with `warns` the block warns by itself, as nothing looks at the whole of a lazy run."""
+    """Cycle over one block. With `warns`, the block warns, as nothing checks the whole of a lazy run."""
     method, watch = prepared.scheme.method_on(setup.dtype, device), prepared.watch
     shared = setup, method, watch, layout, seed, members, ticking(key)
     outputs, after = _cycle_tensors(arrays[0], carry, rows, columns, *shared, dtype=setup.dtype, device=device)
@@ -479,7 +489,7 @@ def _cycle_tensors(
     members: bool,
     tick: Callable[[], None] | None,
 ) -> tuple[dict[str, Tensor], State]:
-    """Outputs of a prepared method over one block, dims (B, K, ...), and the state to carry on with."""
+    """Outputs of a prepared method over one block, dims (B, K, ...), and the state for the next block."""
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     outputs, after = run_method(method, record, carry, members, tick)
     outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
@@ -497,9 +507,9 @@ def _prepare(
     warned: bool,
     key: WorkKey | None,
 ) -> _Prepared:
-    """Look at the leading part of a record, and prepare a scheme on it.
+    """Check the leading part of a record, and prepare a scheme on it.
 
-    With `warned` nothing is said of another share of observations: a warning has named the other setting already.
+    With `warned`, another share of observations gives no warning: an earlier warning has named the other setting.
     """
     in_block()
     refuse_fill_values(observation, "observation", setup.observing.direct, setup.dynamics)
@@ -518,6 +528,6 @@ def _prepare(
 
 
 def _chosen(prepared: _Prepared, dtype: np.dtype[Any], device: str) -> dict[str, Array]:
-    """What the method settled for the record, as arrays."""
+    """The values that the method chose for the record, as arrays."""
     chosen = prepared.scheme.method_on(dtype, device).chosen()
     return {name: np.asarray(value, dtype) for name, value in chosen.items()}

@@ -1,4 +1,4 @@
-"""Members of runs that have a distribution and no members: drawn from it, lazily."""
+"""Draw members, lazily, for runs that have a distribution but no members."""
 
 from __future__ import annotations
 
@@ -29,39 +29,40 @@ _NAMES = ("analysis", "analysis_covariance", "spread", "members")
 def draw_members(
     run: xr.Dataset, members: int, seed: int = 0, *, dynamics: Dynamics | None = None
 ) -> xr.DataArray | xr.Dataset:
-    """Draw members from the analyses of a run and what it says of their errors, lazily.
+    """Draw members from the analyses of a run and their error covariance or spread, lazily.
 
     Parameters
     ----------
     run : xarray.Dataset
-        With `analysis_covariance`, as `ds.dan.cycle(net, members=True)` gives for a network such as `xdan.GaussianCNN`
-        and methods such as "second-order-kalman"; or with `spread` alone.
+        A run with `analysis_covariance` or with `spread`. `ds.dan.cycle(net, members=True)` gives the covariance for a
+        network such as `xdan.GaussianCNN`, and for methods such as "second-order-kalman".
     members : int
-        How many, at least 1.
+        Number of members to draw, at least 1.
     seed : int
-        Keys the draws, with the labels of trajectory and time and the number of the member: they are the same for any
-        chunks, any part of the run and any number of further members.
+        Key of the draws, together with the labels of trajectory and time and the number of the member. So the draws do
+        not depend on chunks, on the selected part of the run, or on the number of members.
     dynamics : Dynamics, optional
-        Of a run of several fields, where its attributes name none that is registered.
+        The dynamics of a run of several fields. By default the attributes of the run name a registered dynamics.
 
     Returns
     -------
     xarray.DataArray or xarray.Dataset
-        "members" (trajectory, time, member, *state): x_m = x_a + P_a^{1/2} e_m, e_m standard normal and P_a^{1/2} the
-        symmetric root; with `spread` alone x_a + spread e_m. Of several fields a Dataset of `members_u` and so on. NaN
-        where a trajectory has diverged. `run.assign(members=...)` takes them to `score` and `rank_histogram`.
+        "members" (trajectory, time, member, *state), in the state's units: x_m = x_a + P_a^{1/2} e_m, where e_m is
+        standard normal and P_a^{1/2} is the symmetric root. With `spread` alone: x_m = x_a + spread e_m. For several
+        fields a Dataset with `members_u` and so on. Members are NaN where a trajectory has diverged. Assign them to the
+        run, `run.assign(members=...)`, for `score` and `rank_histogram`.
 
     Raises
     ------
     TypeError
-        For a number of members or a seed that is no integer, or what is no Dataset.
+        If `run` is no Dataset, or `members` or `seed` is no integer.
     ValueError
-        For a run that holds members, or says nothing of its errors.
+        If the run holds members already, or holds neither covariance nor spread.
 
     Warns
     -----
     XdanWarning
-        With `spread` alone: the errors of different components are drawn as if they were independent.
+        If the run holds `spread` alone: errors of different components are then drawn as if they were independent.
 
     Examples
     --------
@@ -86,7 +87,7 @@ def draw_members(
 
 
 def _held(run: xr.Dataset, model: Dynamics | None) -> dict[str, xr.DataArray]:
-    """What a run holds of its analyses, by the names of `_NAMES`; of several fields, those of a model, packed."""
+    """The variables in `_NAMES` that the run holds; several fields of a model are packed."""
     if model is None:
         return {name: run[name] for name in _NAMES if name in run}
     states = {name: states_of(run, Role(name, "run", ()), model) for name in _NAMES}
@@ -96,7 +97,7 @@ def _held(run: xr.Dataset, model: Dynamics | None) -> dict[str, xr.DataArray]:
 
 
 def _check(run: xr.Dataset, held: Mapping[str, xr.DataArray]) -> None:
-    """Refuse a run that has members, or nothing to draw them from; warn where correlations are not known."""
+    """Refuse a run that has members, or no distribution to draw from; warn if correlations are not known."""
     if "analysis" not in held:
         raise ValueError(f"the run lacks 'analysis'; found {sorted(map(str, run.data_vars))}")
     if "members" in held:
@@ -104,7 +105,7 @@ def _check(run: xr.Dataset, held: Mapping[str, xr.DataArray]) -> None:
     if not {"analysis_covariance", "spread"} & set(held):
         raise ValueError(
             "the run has neither 'analysis_covariance' nor 'spread', and says nothing of the errors of its analyses: "
-            "expected one of a network with a spread, ds.dan.cycle(xdan.calibrate(net, ds), members=True)"
+            "expected a run of a network with a spread, ds.dan.cycle(xdan.calibrate(net, ds), members=True)"
         )
     for variable in run.data_vars.values():
         if str(variable.name) in held or variable.attrs.get(ROLE_ATTRIBUTE) in held:
@@ -112,7 +113,7 @@ def _check(run: xr.Dataset, held: Mapping[str, xr.DataArray]) -> None:
     if "analysis_covariance" not in held:
         warnings.warn(
             "the run has 'spread' and no 'analysis_covariance': members are drawn as if the errors of different "
-            "components were independent. Keep the covariance with ds.dan.cycle(net, members=True), where it fits",
+            "components were independent. Keep the covariance with ds.dan.cycle(net, members=True), if it fits",
             XdanWarning,
             stacklevel=3,
         )
@@ -154,7 +155,7 @@ def _drawn(analysis: xr.DataArray, errors: xr.DataArray, members: int, seed: int
 
 
 def _draw_block(analysis: Array, errors: Array, trajectory: Array, time: Array, *, members: int, seed: int) -> Array:
-    """Members of a block, shape (B, K, members, *state), from arrays of (B, K, *state) and of its labels."""
+    """Members of a block, shape (B, K, members, *state), from arrays (B, K, *state) and the block's labels."""
     lead, state = analysis.shape[:2], analysis.shape[2:]
     drawn: Array = _draw_tensors(
         [
@@ -175,7 +176,7 @@ def _draw_tensors(values: list[Tensor], trajectory: Tensor, time: Tensor, member
 
 
 def _keys(analysis: xr.DataArray, dim: str) -> xr.DataArray:
-    """A 32-bit number for each label of a dim: integers themselves, of other labels a checksum of their value."""
+    """A 32-bit number for each label of a dim: the label itself if it is an integer, else a checksum of its value."""
     if dim not in analysis.coords and dim not in analysis.dims:
         return xr.DataArray(np.zeros(1, dtype=np.int64), dims=dim)
     labels = np.atleast_1d(analysis[dim].values)

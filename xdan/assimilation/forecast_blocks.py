@@ -1,4 +1,4 @@
-"""Blocks of forecasts: what they hold, how one is computed, and what is said of forecasts that are lost."""
+"""Blocks of forecasts: their variables, their computation, and the warnings about lost forecasts."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .run_layout import Layout, Variable
 
 @dataclass(frozen=True)
 class Settings:
-    """What the forecasts of a block follow from, beside their starts and the record's set-up.
+    """The settings that determine the forecasts of a block, beside their starts and the record's set-up.
 
     Attributes
     ----------
     positions : array of int, shape (T,)
-        Of all starts in the record.
+        Positions of all starts in the record.
     clocks : list of int, length T
         Model steps from the record's first analysis to each start.
     steps : list of int, length L
         Model steps in each lead time.
     interval : int
-        Model steps of the record's shortest interval, after which Q adds an error.
+        Model steps in the record's shortest interval. Q adds an error after each such interval.
     seed : int
     members : bool
-        Whether forecasts are of members.
+        Whether members are forecast.
     starts_from : str
         "analysis", "smoothed" or "truth".
     """
@@ -88,7 +88,7 @@ def forecast_block(
     layout: Layout,
     device: str,
 ) -> dict[str, Array]:
-    """Forecasts of one block; with `warns` it warns by itself, as nothing looks at the whole of a lazy result."""
+    """Compute the forecasts of one block. With `warns`, the block warns, as nothing checks a lazy result as a whole."""
     outputs: dict[str, Array] = _forecast_tensors(
         data[0], rows, columns, setup, settings, layout, dtype=setup.dtype, device=device
     )
@@ -109,7 +109,7 @@ def stream_block(
     layout: Layout,
     device: str,
 ) -> None:
-    """Forecast from one block, and write it."""
+    """Forecast from one block, and write the result."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
     outputs = forecast_block(False, [starts], rows, columns, setup, settings, layout, device)
     with undisturbed(key):
@@ -120,7 +120,7 @@ def stream_block(
 def _forecast_tensors(
     starts: Tensor, rows: slice, columns: slice, setup: Setup, settings: Settings, layout: Layout
 ) -> dict[str, Tensor]:
-    """Forecasts from starts (B, T, [M,] *state), of every variable (B, T, L, ...)."""
+    """Forecast from starts (B, T, [M,] *state); every variable has the shape (B, T, L, ...)."""
     stems = {one.stem for one in layout.values()}
     lead = 3 if settings.members else 2
     x = starts.flatten(lead)
@@ -142,8 +142,8 @@ def _forecast_tensors(
 
 
 def lost_texts(diverged: Array, starts_from: str, leads: Array) -> list[str]:
-    """Say how many forecasts are not finite, and since when."""
-    diverged = diverged.reshape(-1, *diverged.shape[-2:])  # a record of one run has no dim of trajectories
+    """Say how many forecasts are not finite, and from which lead time on."""
+    diverged = diverged.reshape(-1, *diverged.shape[-2:])  # a record of one run has no dim `trajectory`
     at_start, at_end = diverged[:, :, 0], diverged[:, :, -1]
     if starts_from == "smoothed":  # the last times of a run have no smoothed state
         later = np.logical_and.accumulate(np.flip(at_start.all(0)))[::-1]

@@ -1,4 +1,4 @@
-"""A record and forecasts on it, matched, and the sums over their cases that every score by lead time is made from."""
+"""A record matched with forecasts, and the sums over cases from which every score by lead time is made."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from .score_fields import FieldMeans
 
 AGAINST = ("truth", "observations")
 MOMENT, RANK = "moment", "rank"
-_VALUES = 2**24  # bounds the numbers that a block of forecasts holds
+_VALUES = 2**24  # bound of how many numbers a block of forecasts holds
 
 
 class ForecastPair:
-    """Forecasts under the labels of the record that they are scored on.
+    """Forecasts with the labels of the record on which they are scored.
 
     Parameters
     ----------
     labelled : LabelledRecord
     forecasts : xarray.Dataset
-        Of `forecast`.
+        Result of `forecast`.
     against : {"truth", "observations"}
 
     Attributes
     ----------
     lead : xarray.DataArray, dims (lead,)
     held : dict of str to DataArray, dims (trajectory, time, lead, [member,] *state)
-        `forecast`, and where there are some `forecast_spread` and `forecast_members`.
+        `forecast`, and `forecast_spread` and `forecast_members` if the forecasts have them.
     starts : array of int, shape (T,)
         Positions of the starts in the record.
     valid : array of int, shape (T, L)
-        Positions of the times that forecasts are of; -1 where the record has none.
+        Positions of the valid times of the forecasts; -1 for times that the record lacks.
     first_scored : int
-        Position of the first lead time that is scored: observations of the time of the start are left out.
+        Position of the first lead time that is scored. Observations of the start's time are left out.
     means : FieldMeans
     by_field : bool
         Whether scores have the dim `field`.
@@ -57,7 +57,7 @@ class ForecastPair:
     Raises
     ------
     TypeError, ValueError
-        For what are no forecasts on this record, and for lead times that reach beyond it.
+        If these are no forecasts on this record, or lead times reach beyond the record.
     """
 
     def __init__(self, labelled: LabelledRecord, forecasts: xr.Dataset, against: str) -> None:
@@ -99,7 +99,7 @@ class ForecastPair:
 
     @property
     def target(self) -> Target:
-        """What the forecasts are compared with."""
+        """The quantity that the forecasts are compared with."""
         setup = self.labelled.setup
         whole: tuple[tuple[slice, Array | None], ...] = ((slice(None), None),)
         if self.observed:
@@ -111,18 +111,18 @@ class ForecastPair:
 
     @property
     def smoothed(self) -> bool:
-        """Whether forecasts start from smoothed states, which the last times of a run lack."""
+        """Whether forecasts start from smoothed states. The last times of a run lack these."""
         return bool(self.forecasts.attrs.get("starts_from") == "smoothed")
 
     def sums(self, over_time: bool) -> tuple[xr.DataArray, xr.DataArray | None]:
-        """Sums over the components of each case, and ranks, summed over the starts of each trajectory or not.
+        """Sums over the components of each case, and ranks. With `over_time`, starts of a trajectory are summed, too.
 
         Returns
         -------
         sums : xarray.DataArray of float64, dims (trajectory, time, lead, field, moment)
-            Sums in the order of `MOMENTS`; `time` has one entry for each block where starts are summed over.
+            Sums in the order of `MOMENTS`. With `over_time`, `time` has one entry for each block.
         ranks : xarray.DataArray of float64, dims (trajectory, time, lead, field, rank), or None
-            Where forecasts of members are kept.
+            None if the forecasts hold no members.
         """
         actual = self.labelled.observation if self.observed else self.labelled.truth
         assert actual is not None
@@ -158,7 +158,7 @@ class ForecastPair:
         return xr.DataArray(sums, dims=(*dims, MOMENT)), xr.DataArray(ranks, dims=(*dims, RANK))
 
     def _sizes(self, arrays: Mapping[str, da.Array]) -> tuple[list[slice], list[slice]]:
-        """Trajectories and starts of each block: at most the chunks of the forecasts, and of bounded size."""
+        """Trajectories and starts of each block: at most a chunk of the forecasts, and of bounded size."""
         case = sum(math.prod(values.shape[2:]) for values in arrays.values())
         chunks = arrays["forecast"].chunks
         columns = min(max(chunks[1]), max(1, _VALUES // case))
@@ -171,7 +171,7 @@ def _slices(size: int, most: int) -> list[slice]:
 
 
 def _read(labelled: LabelledRecord, forecasts: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Variables of forecasts, arranged.
+    """Read and arrange the variables of forecasts.
 
     Raises
     ------

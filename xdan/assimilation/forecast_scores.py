@@ -1,4 +1,4 @@
-"""Scores of forecasts by their lead time: errors, their growth, and how far ahead there is skill."""
+"""Scores of forecasts by lead time: errors, the growth of errors, and the longest lead time with skill."""
 
 from __future__ import annotations
 
@@ -37,82 +37,84 @@ def score_forecasts(
     small: float = 0.2,
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Score forecasts by their lead time, lazily where record or forecasts are.
+    """Score forecasts by their lead time, lazily if record or forecasts are lazy.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        The record. It may go on after the last start: forecasts are compared at the times that they are of. Times that
-        the record does not have are left out.
+        The record. It may go on after the last start: each forecast is compared at its valid time. Valid times that
+        the record lacks are left out.
     forecasts : xarray.Dataset, or mapping of str to Dataset
-        Of `forecast`. A mapping of names to forecasts with the same lead times gives scores along the dim `method`. It
-        is selected by `scores.sel({"method": name})`, as `sel` has an argument of that name.
+        Result of `forecast`. A mapping of names to forecasts with equal lead times gives scores along the dim `method`.
+        Select a method by `scores.sel({"method": name})`, as `sel` has an argument with the name `method`.
     against : {"truth", "observations"}
-        "observations" compares H of the forecast with the later observations.
+        "truth" compares the forecast with the truth, "observations" compares H of the forecast with the observations.
     dim : str or sequence of str
-        Dims to average over, of `trajectory` and `time`, the starts.
+        Dims to average over: `trajectory`, `time` (the starts) or both.
     fraction : float
-        Of sqrt(2) deviations of the climate: the RMSE that ends `skill_horizon`.
+        `skill_horizon` ends where the RMSE reaches this fraction of sqrt(2) standard deviations of the climate.
     correlation : float
-        Anomaly correlation that ends `acc_horizon`.
+        `acc_horizon` ends where the anomaly correlation falls to this number.
     small : float
-        Fraction of sqrt(2) deviations: doubling times are fitted over the leads before the error is larger.
+        Doubling times are fitted to the lead times before the error exceeds this fraction of sqrt(2) standard
+        deviations of the climate.
     {words}
 
     Returns
     -------
     xarray.Dataset
-        Along `lead`, in the state's units where nothing else is said; of several fields also along `field`:
+        Scores along `lead`, in the state's units if no other units are named; for several fields also along `field`:
 
-        - `rmse`: root of the mean square error over the state (by area), the starts and the trajectories;
-        - `rmse_standard_error`: over trajectories, of their mean square errors;
-        - `geometric_rmse`: the geometric mean, over starts and trajectories, of the RMSE of each forecast over the
-          state. It is the error of a typical forecast; `rmse` is ruled by the worst ones;
-        - `bias`: forecast minus truth; `mean_absolute_error`;
-        - `acc`: the correlation of f - c and x - c over all cases, with f the forecast, x the truth and c the mean of
-          the climatology: the dynamics' own, or `climatology=`;
-        - `spread`: root of the mean variance of the members, and `crps`, the fair one of the members where they are
-          kept and otherwise that of a Gaussian; the coordinate `crps_of` says which. Forecasts without members have
-          neither;
+        - `rmse`: root of the mean square error over the state (weighted by area), the starts and the trajectories;
+        - `rmse_standard_error`: standard error of `rmse`, from the mean square errors of the trajectories;
+        - `geometric_rmse`: the RMSE of each forecast over the state, and the geometric mean of these over starts and
+          trajectories. It is the error of a typical forecast. The worst forecasts dominate `rmse`;
+        - `bias`: mean of forecast minus truth; `mean_absolute_error`;
+        - `acc`: the correlation of f - c and x - c over all cases, where f is the forecast, x the truth and c the mean
+          of the climatology: that of the dynamics, or `climatology=`;
+        - `spread`: root of the mean variance of the members; and `crps`: the fair CRPS of the members if the forecasts
+          keep them, else the CRPS of a Gaussian. The coordinate `crps_of` says which. Forecasts without members have
+          neither score;
         - `rank_histogram` (lead, rank): how often the truth takes each rank among the members;
-        - `persistence_rmse`: of the start in the place of the forecast, where the leads begin with 0;
-        - `climatology_rmse`: of c in the place of the forecast;
-        - `cases`: pairs of a trajectory and a start that are scored.
+        - `persistence_rmse`: the RMSE of the start in the place of the forecast, if the lead times begin with 0;
+        - `climatology_rmse`: the RMSE of c in the place of the forecast;
+        - `cases`: the number of pairs of a trajectory and a start that are scored.
 
         Without `lead`:
 
-        - `deviation`: the climate's standard deviation. The RMSE of a state that knows nothing of the truth is sqrt(2)
-          times as large; of c, once;
-        - `skill_horizon`: the lead at which `rmse` reaches `fraction` of sqrt(2) `deviation`, by linear interpolation;
-        - `acc_horizon`: the lead at which `acc` falls to `correlation`;
-        - `doubling_time` and `rmse_doubling_time`: ln 2 over the slope of a line through the logarithm of
-          `geometric_rmse` and of `rmse`, over the leads from the first to `doubling_fitted_to` and
-          `rmse_doubling_fitted_to`. A small error grows in the geometric mean at the rate of the first Lyapunov
-          exponent. The root of the mean square grows faster where the rate differs from state to state;
-        - their standard errors, by the jackknife over trajectories. What the leads do not reach is NaN.
+        - `deviation`: the climate's standard deviation. The RMSE of a random state of the climate is sqrt(2) times as
+          large. The RMSE of c equals `deviation`;
+        - `skill_horizon`: the lead time at which `rmse` reaches `fraction` of sqrt(2) `deviation`, by linear
+          interpolation;
+        - `acc_horizon`: the lead time at which `acc` falls to `correlation`;
+        - `doubling_time` and `rmse_doubling_time`: ln 2 divided by the slope of a line. The line is fitted to the
+          logarithm of `geometric_rmse` or of `rmse`, from the first lead time to `doubling_fitted_to` or
+          `rmse_doubling_fitted_to`. The geometric mean of small errors grows at the rate of the first Lyapunov
+          exponent. The root of their mean square grows faster if the rate differs from state to state;
+        - the standard errors of these, by the jackknife over trajectories. A value that the lead times do not reach is
+          NaN.
 
-        Against observations y: `departure_rms`, root of the mean square of y - H(f); `rmse`, the same after the mean of
-        R's diagonal, `error_variance`, is subtracted from the mean square, so that it estimates the error of H(f) from
-        H of the truth; `persistence_rmse` and `climatology_rmse` likewise; `bias`, `spread`, `cases` and what follows
-        from `rmse`. The errors of
-        the observations must be independent of the forecast, so lead 0 is left out: the analysis has used the
-        observations of its time.
+        Scores against observations y: `departure_rms` is the root of the mean square of y - H(f). `error_variance` is
+        the mean of R's diagonal; it is subtracted from the mean square to give `rmse`, an estimate of the difference
+        between H(f) and H of the truth. `persistence_rmse` and `climatology_rmse` are made in the same way. There are
+        also `bias`, `spread`, `cases` and the scores that follow from `rmse`. The errors of the observations must be
+        independent of the forecast. So lead time 0 is left out: the analysis has used the observations of its time.
 
     Raises
     ------
     TypeError
         For arguments of another type.
     ValueError
-        For forecasts without `lead`, of other trajectories, or that start at no time of the record; for lead times that
-        reach beyond the record; for lead times that are no whole steps of the dynamics, or in other units; for a
-        mapping of forecasts with different lead times; and for a record without a truth.
+        If forecasts have no dim `lead`, have other trajectories than the record, or start at no time of the record; if
+        lead times reach beyond the record, are no whole numbers of the dynamics' steps, or have other units; if the
+        lead times differ between the forecasts of a mapping; or if the record has no truth.
 
     Warns
     -----
     XdanWarning
-        Where a score is not finite, with the cause: forecasts that diverged, a lead time without a case, or R that is
-        larger than the departures. For lazy data when the scores are computed. For forecasts from smoothed states that
-        are compared with observations, some of which these states have used.
+        If a score is not finite. The warning names the cause: forecasts that diverged, a lead time without a case, or
+        an R that is larger than the departures. Lazy data warn when the scores are computed. Also if forecasts from
+        smoothed states are compared with observations, as these states have used some of the observations.
 
     References
     ----------
@@ -150,7 +152,7 @@ def _of_methods(
     dims: list[Hashable],
     levels: tuple[float, float, float],
 ) -> xr.Dataset:
-    """Scores along `method`; what one method lacks is NaN."""
+    """Scores along `method`. A score that a method lacks is NaN."""
     if not forecasts:
         raise ValueError("forecasts is an empty mapping: expected names and what forecast() returned")
     pairs = {str(name): ForecastPair(labelled, one, against) for name, one in forecasts.items()}
@@ -259,18 +261,18 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
     if "crps" in scores:
         of = xr.Variable((), np.array(_crps_of(pair), dtype=object), {"long_name": "what the CRPS is of"})
         result = result.assign_coords(crps_of=of)
-    given = pair.labelled.setup.dynamics.given_climate is not None
-    about = "climatology=" if given else "the dynamics' climatology"
+    replaced = pair.labelled.setup.dynamics.given_climate is not None
+    origin = "climatology=" if replaced else "the dynamics' climatology"
     return result.assign_attrs(
         title=f"scores of forecasts of {pair.forecasts.attrs.get('forecasts_of', 'a run')} by lead time",
         against="observations" if observed else "truth",
         rmse_convention=_OVER,
-        anomalies_about=f"the mean of {about}",
+        anomalies_about=f"the mean of {origin}",
     )
 
 
 def _summed(pair: ForecastPair, over_time: bool) -> tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None]:
-    """Sums over the cases of each trajectory, ranks, and the climate's deviation; computed where nothing is lazy."""
+    """Sums over the cases of each trajectory, ranks, and the climate's deviation; computed if nothing is lazy."""
     sums, ranks = pair.sums(over_time)
     parts = len(pair.target.parts)
     direct = not pair.observed or pair.labelled.setup.observing.direct
@@ -300,7 +302,7 @@ def _summed(pair: ForecastPair, over_time: bool) -> tuple[xr.DataArray, xr.DataA
 
 
 def _deviation(setup: Any, target: Target) -> Array:
-    """The climate's deviation of each field, root of the mean variance by area."""
+    """The climate's standard deviation of each field: the root of the mean variance, weighted by area."""
     variance = climate_of(setup)["variance"]
     means = [
         variance[place].mean() if share is None else (variance[place] * share).sum() for place, share in target.parts
@@ -314,7 +316,7 @@ def _moment(sums: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _over(values: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
-    """The sum over trajectories, where they are averaged; over starts the sums are taken already."""
+    """The sum over trajectories, if these are averaged. The sums over starts are taken already."""
     total: xr.DataArray = values.sum(TRAJECTORY, skipna=False) if TRAJECTORY in dims else values
     return total
 
@@ -322,7 +324,7 @@ def _over(values: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
 def _horizons(
     pair: ForecastPair, sums: xr.DataArray, deviation: xr.DataArray, dims: list[Hashable], levels: tuple[float, ...]
 ) -> dict[str, Score]:
-    """Doubling time and horizons, with their standard errors."""
+    """Doubling times and horizons, with their standard errors."""
     lead, units = lead_numbers(sums[LEAD])
     runs = TRAJECTORY
     if TRAJECTORY not in dims:
@@ -360,7 +362,7 @@ def _horizons(
 
 
 def _labelled(pair: ForecastPair, scores: Mapping[str, Score]) -> xr.Dataset:
-    """Scores with their names, units and labels; warnings of those that are broken."""
+    """Label the scores with names and units, and warn of scores that are broken."""
     values = with_warnings({"rmse": scores["rmse"]}) | {n: one.value for n, one in scores.items() if n != "rmse"}
     values = {name: values[name].drop_vars(set(values[name].coords) & set(scores)) for name in scores}
     result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
@@ -381,7 +383,7 @@ def _crps_words(pair: ForecastPair) -> str:
 
 
 def _lost(pair: ForecastPair) -> xr.DataArray:
-    """Where a forecast is not finite at some lead time within the record, dims (trajectory, time)."""
+    """Forecasts that are not finite at some lead time within the record, dims (trajectory, time)."""
     broken = ~xr.ufuncs.isfinite(pair.held["forecast"])
     state = [dim for dim in broken.dims if dim not in (TRAJECTORY, TIME, LEAD)]
     by_lead = broken.any(state) & xr.DataArray(pair.valid >= 0, dims=(TIME, LEAD))
@@ -392,7 +394,7 @@ def _lost(pair: ForecastPair) -> xr.DataArray:
 
 
 def _no_cases(pair: ForecastPair) -> xr.DataArray:
-    """Which lead times end at no time of the record for any start, dims (lead, one)."""
+    """Lead times that, for every start, end at no time of the record, dims (lead, one)."""
     none: Array = np.all(pair.valid < 0, axis=0)
     return xr.DataArray(none[:, None], dims=(LEAD, "one"))
 

@@ -1,4 +1,4 @@
-"""States that forecasts start from: analyses, smoothed states, the truth, and members."""
+"""States from which forecasts start: analyses, smoothed states, the truth, or members."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ STARTS = ("analysis", "smoothed", "truth")
 
 
 def single_starts(labelled: LabelledRecord, run: xr.Dataset | None, which: str) -> xr.DataArray:
-    """States at all times of the record, dims (trajectory, time, *state).
+    """States from which single forecasts start, at all times of the record, dims (trajectory, time, *state).
 
     Raises
     ------
     TypeError, ValueError
-        For another word, a run that lacks the states or is of another record, and a record without a truth.
+        If `which` is another word, the run lacks the states or belongs to another record, or the record has no truth.
     """
     which = choice("which", which, STARTS)
     if which == "truth":
@@ -34,14 +34,14 @@ def single_starts(labelled: LabelledRecord, run: xr.Dataset | None, which: str) 
 
 
 def member_starts(labelled: LabelledRecord, run: xr.Dataset, members: int, seed: int, positions: Array) -> xr.DataArray:
-    """Members at some times of the record, dims (trajectory, time, member, *state).
+    """Members from which forecasts start, at some times of the record, dims (trajectory, time, member, *state).
 
-    They are the first of the run's members. Without any they are drawn from the analysis's distribution.
+    They are the first members of the run. If the run has none, they are drawn from the distribution of the analysis.
 
     Raises
     ------
     ValueError
-        If the run has fewer members, or says nothing of the errors of its analyses.
+        If the run has fewer members, or neither members nor a distribution.
     """
     if held_in(labelled, run, ("members",)):
         there = sizes_in(labelled, run, "members").get(MEMBER, 0)

@@ -1,4 +1,4 @@
-"""Sums over the cases of a block of forecasts, and the climate that forecasts are compared with."""
+"""Sums over the cases of a block of forecasts, and the climate with which forecasts are compared."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..core.user_functions import finest
 from ..records.blocks import Setup, block
 from ..records.schema import Array
 
-_LARGE = 1024  # components of a state above which no covariance of the climate is formed
+_LARGE = 1024  # most components of a state for which a covariance of the climate is formed
 
 
 @dataclass(frozen=True)
 class Target:
-    """What forecasts are compared with, and how its components are averaged over.
+    """The quantity with which forecasts are compared, and how its components are averaged.
 
     Attributes
     ----------
     setup : Setup
     observed : bool
-        Whether forecasts are compared with observations, in their space.
+        Whether forecasts are compared with observations, in the space of observations.
     parts : tuple of (slice, array or None)
-        Components of each field, and their shares in its mean; None where all have the same.
+        Components of each field, and their weights in the field's mean; None if all weights are equal.
     """
 
     setup: Setup
@@ -39,7 +39,7 @@ class Target:
 
 
 def climate_of(setup: Setup) -> dict[str, Array]:
-    """Mean and variance of the climatology, (N,) each, in double precision."""
+    """Mean and variance of the climatology, shape (N,) each, in double precision."""
     answer: dict[str, Array] = _climate(np.zeros(()), setup)
     return answer
 
@@ -48,8 +48,8 @@ def climate_of(setup: Setup) -> dict[str, Array]:
 def _climate(_: Tensor, setup: Setup) -> dict[str, Tensor]:
     model = setup.dynamics
     size = math.prod(model.shape)
-    given = model.given_climate is not None
-    like = finest(model.one_step, model.start_states() if given else torch.zeros(1, *model.shape))
+    replaced = model.given_climate is not None
+    like = finest(model.one_step, model.start_states() if replaced else torch.zeros(1, *model.shape))
     if size > _LARGE:
         mean, variance = climate_variances(model, 0, like)
     else:
@@ -69,16 +69,16 @@ def sums_block(
     over_time: bool,
     smoothed: bool,
 ) -> dict[str, Array]:
-    """Sums and ranks of a block of forecasts (B, T, L, *state), one lead after another.
+    """Sums and ranks of a block of forecasts (B, T, L, *state), one lead time after another.
 
     Parameters
     ----------
     data : mapping of str to array
     actual : array, shape (B, K, ...)
-        Truth or observations at the positions from `first` on.
+        Truth or observations, from the position `first` of the record on.
     valid : array of int, shape (T, L)
     first_step : int
-        Model steps in the first lead time: 0 is the start, which persistence keeps.
+        Model steps in the first lead time. Step 0 is the start, which persistence keeps.
     """
     held = {name: np.reshape(values, (*values.shape[: 3 + (name == "forecast_members")], -1))
             for name, values in data.items()}  # fmt: skip
@@ -133,7 +133,7 @@ def sums_block(
 
 
 def _observed(cases: Mapping[str, Array], times: Array, target: Target) -> tuple[dict[str, Array], Array]:
-    """The same cases in the space of the observations, and the variance of the observations' errors."""
+    """The cases in the space of the observations, and the variance of the observations' errors."""
     states = dict(cases)
     spread = states.pop("forecast_spread", None)
     made: dict[str, Array] = _in_observation_space(states, times, target.setup)
@@ -153,7 +153,7 @@ def _in_observation_space(states: dict[str, Tensor], times: Tensor, setup: Setup
     for name, x in states.items():
         x = x.double()
         observing = setup.observing.during(times).to(x.dtype, x.device)
-        if x.ndim == 4:  # an H that moves expects time just before the components
+        if x.ndim == 4:  # an H that changes in time expects time just before the components
             folded = x.movedim(2, 1).flatten(0, 1)
             made[name] = observing.observe(folded).unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)
         else:

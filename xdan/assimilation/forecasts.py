@@ -1,4 +1,4 @@
-"""Forecasts from the analyses of a run, by their lead time, lazily or streamed into a store."""
+"""Forecasts from the analyses of a run, by lead time, lazily or written into a store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ..records.wording import shares_words
 from .forecast_blocks import Settings, forecast_block, forecast_layout, lost_texts, stream_block
 from .forecast_starts import member_starts, single_starts
 
-_VALUES = 2**24  # bounds the numbers that a block of forecasts holds
+_VALUES = 2**24  # bound of how many numbers a block of forecasts holds
 
 
 @shares_words
@@ -54,7 +54,7 @@ def forecast(
     progress: bool = True,
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Forecast from the analyses of a run, by their lead time, lazily where the run is.
+    """Forecast from the analyses of a run, by lead time, lazily if the run is lazy.
 
     A forecast starts at each of the chosen analyses and knows no later observations. The result does not depend on
     chunks, scheduler or number of workers.
@@ -62,68 +62,71 @@ def forecast(
     Parameters
     ----------
     ds : xarray.Dataset
-        The record that was cycled. Its dynamics makes the forecasts; another one is `dynamics=`.
+        The record on which the run was made. Its dynamics makes the forecasts, or the `dynamics=` of the call.
     run : xarray.Dataset, optional
-        Of `cycle` or `baseline` on this record. With which="truth" it may be left out.
+        Run of `cycle` or `baseline` on this record. With which="truth" the run may be left out.
     lead : float or timedelta
-        The longest lead time, in model time; or as a time difference where the dynamics has a `time_unit`.
+        The longest lead time, in model time. It may be a time difference if the dynamics has a `time_unit`.
     step : float or timedelta, optional
-        From one lead time to the next, from 0 to `lead`; by default the record's shortest interval.
+        Difference between lead times, which go from 0 to `lead`. By default the record's shortest interval.
     every : int
-        Analyses from one start to the next.
+        Number of analyses from one start to the next.
     burn_in : int
-        Leading analyses from which no forecast starts.
+        Number of analyses at the beginning from which no forecast starts.
     members : int, optional
-        Forecast that many members. They are the first of the run's `members`; where the run has none, draws from its
-        `analysis_covariance`, or from its `spread` with independent errors. By default one forecast from each analysis.
+        Number of members to forecast. They are the first of the run's `members`. If the run has no members, they are
+        drawn from its `analysis_covariance`, or from its `spread` with independent errors. By default one forecast
+        starts from each analysis.
     keep_members : bool
         Whether to keep the forecasts of the members beside their mean and spread.
     which : {"analysis", "smoothed", "truth"}
-        States that forecasts start from. The truth's are perfect starts: all of their error is the model's.
+        The states from which forecasts start. The truth is a perfect start: all errors are then those of the model.
     seed : int
-        Keys the draws of members and of the model's errors.
+        Key of the random draws of members and of the model's errors.
     store : path or Zarr store, optional
-        Stream into this store block by block and return it opened. A killed call is resumed by the same call.
+        Write the result into this store block by block, and return the opened store. After a kill, the same call goes
+        on from the last block. By default the result is in memory, or lazy if the run is lazy.
     mode : {"w-", "w"}
-        "w" overwrites an existing store; an unfinished one of the same call is taken up all the same.
+        "w-" refuses a store that exists, "w" overwrites it. An unfinished store of the same call goes on in both modes.
     {device}
     progress : bool
-        Show a progress bar when streaming.
+        Whether to show a progress bar while a store is written.
     {words}
 
     Returns
     -------
     xarray.Dataset
-        `forecast` (trajectory, time, lead, *state), in the state's units: from the analysis, or the mean of the
-        members. With members also `forecast_spread` of these dims, and `forecast_members` (trajectory, time, lead,
-        member, *state). Of several fields a variable for each, `forecast_u`. `time` is the start of a forecast; `lead`
-        has the units of the record's times, and is a time difference where these are dates; `valid_time` (time, lead)
-        is the time that a forecast is of. `diverged` (trajectory, time, lead) says where a forecast is not finite: its
-        start was lost by the run, or the model has left all bounds. Such forecasts are NaN from there on.
+        `forecast` (trajectory, time, lead, *state), in the state's units: the forecast from the analysis, or the mean
+        of the members' forecasts. With members also `forecast_spread` on these dims, and `forecast_members`
+        (trajectory, time, lead, member, *state). Several fields have one variable each, such as `forecast_u`. `time` is
+        the start of a forecast. `lead` has the units of the record's times; it is a time difference if the times are
+        dates. `valid_time` (time, lead) is the time that a forecast is for. `diverged` (trajectory, time, lead) says
+        whether a forecast is not finite: the run was lost at the start, or the model has left all bounds. Such a
+        forecast is NaN from there on.
 
-        Where the dynamics errs by a covariance Q, members have an error drawn from Q after each of the record's
-        shortest intervals. A forecast without members has none.
+        If the dynamics has model errors of covariance Q, an error drawn from Q is added to each member after each
+        interval that is as long as the record's shortest one. A forecast without members has no such errors.
 
     Warns
     -----
     XdanWarning
-        For members that are drawn without correlations; for Q on a record of uneven intervals; and once for forecasts
-        that are not finite. For lazy output the last while it is computed.
+        If members are drawn without correlations; if the dynamics has a Q and the record's intervals are uneven; and
+        once if forecasts are not finite. Lazy output gives the last warning while it is computed.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
-        For a lead that is no multiple of the step, a step that is no multiple of the model's time step, a time
-        difference where the dynamics has no unit of time, no start after the burn-in, more members than the run has, a
-        run without what members are drawn from, or a run of another record.
+        If `lead` is no multiple of `step`, `step` is no multiple of the model's time step, or one of them is a time
+        difference and the dynamics has no `time_unit`; if no start is left after the burn-in; if the run has fewer
+        members, or neither members nor a distribution to draw them from; or if the run was made on another record.
     FileExistsError
-        If the store exists and is no unfinished store of the same call.
+        If the store exists and does not hold an unfinished result of the same call.
 
     See Also
     --------
-    score_forecasts : their errors by lead time.
+    score_forecasts : scores of the forecasts by lead time.
 
     Examples
     --------
@@ -174,7 +177,7 @@ def forecast(
 
 
 def _lead_steps(labelled: LabelledRecord, lead: Any, step: Any) -> Array:
-    """Model steps in each lead time, from 0 on."""
+    """Model steps in each lead time, beginning with 0."""
     model, between = labelled.setup.dynamics, labelled.setup.steps[1:]
     if step is not None:
         each = steps_of("step", step, model)
@@ -197,7 +200,7 @@ def _lead_steps(labelled: LabelledRecord, lead: Any, step: Any) -> Array:
 
 
 def _check_even(labelled: LabelledRecord) -> None:
-    """Warn where Q, which is that of an interval, meets intervals that differ."""
+    """Warn if the record's intervals differ, as Q belongs to one interval."""
     between = labelled.setup.steps[1:]
     if labelled.setup.dynamics.model_error is not None and len(np.unique(between)) > 1:
         least, most = (between[k] * labelled.setup.dynamics.timestep for k in (between.argmin(), between.argmax()))
@@ -211,20 +214,20 @@ def _check_even(labelled: LabelledRecord) -> None:
 
 
 class _Forecasts:
-    """Forecasts that are planned and not computed yet.
+    """Forecasts that are planned but not computed yet.
 
     Parameters
     ----------
     labelled : LabelledRecord
     starts : xarray.DataArray, dims (trajectory, time, [member,] *state)
-        At the times of the starts.
+        States at the times of the starts.
     positions : array of int, shape (T,)
-        Of the starts in the record.
+        Positions of the starts in the record.
     steps : array of int, shape (L,)
         Model steps in each lead time.
     members : int, optional
     keep : bool
-        Whether forecasts of members are kept.
+        Whether the members' forecasts are kept.
     seed : int
     device : str
     told : mapping
@@ -247,7 +250,7 @@ class _Forecasts:
         self.labelled, self.positions, self.steps, self.seed, self.told = labelled, positions, steps, seed, told
         self.device = device
         self.layout = forecast_layout(labelled, len(positions), len(steps), members, keep)
-        # Numbers that one forecast takes: all that is kept of it, and its members at one lead time.
+        # Numbers of one forecast: everything that is kept, and its members at one lead time.
         kept = sum(math.prod(one.shape[2:]) for one in self.layout.values())
         case = max(kept, (members or 1) * math.prod(setup.dynamics.shape))
         data = starts.chunk().data
@@ -270,19 +273,19 @@ class _Forecasts:
         self.key = WorkKey.new()
 
     def lazy(self, warns: bool = True) -> xr.Dataset:
-        """The forecasts as dask arrays; with `warns` blocks warn by themselves."""
+        """The forecasts as dask arrays. With `warns`, each block warns."""
         outputs = {name: (one.shape[2:], one.dtype) for name, one in self.layout.items()}
         arrays = block_graph(partial(forecast_block, warns), self.plan, [self.starts], outputs, *self._shared)
         result: xr.Dataset = self.labelled.with_its_dims(self._labelled(arrays))
         return sealed(result)
 
     def in_memory(self) -> xr.Dataset:
-        """The forecasts, computed."""
+        """Compute the forecasts."""
         result = self.lazy(warns=False).compute()
         return result.assign_attrs(attribute(self._judge(result["diverged"].to_numpy())))
 
     def streamed(self, store: StoreLike, mode: str, progress: bool) -> xr.Dataset:
-        """The forecasts, computed block by block into a store, and opened there."""
+        """Compute the forecasts block by block into a store, and open the store."""
         check_reachable(store)
         with writing(store), working(self.key) as work:
             stream = Stream(store, self._template(), self.plan, self._identity(), mode)
@@ -294,7 +297,7 @@ class _Forecasts:
 
     @property
     def _shared(self) -> tuple[Any, ...]:
-        """What every block takes beside its starts."""
+        """Arguments of every block beside its starts."""
         return (
             self.setup,
             dask.delayed(self.settings, traverse=False),
@@ -321,7 +324,7 @@ class _Forecasts:
             RUNS.info("%s: %d of %d blocks are done", stream.store, sum(done), rows * columns)
 
     def _template(self) -> xr.Dataset:
-        """The forecasts with zeros for their values."""
+        """The forecasts with zeros in the place of their values."""
         chunks = self.starts.chunks[:2]
         blank = {
             name: da.zeros(one.shape, dtype=one.dtype, chunks=(*chunks, *one.shape[2:]))
@@ -332,7 +335,7 @@ class _Forecasts:
         return sealed(template.assign_coords(coordinates))
 
     def _identity(self) -> str:
-        """Digest of all that the forecasts follow from; the states by their first block."""
+        """Digest of everything that determines the forecasts. The first block stands for the states."""
         setup = self.labelled.setup
         return digest(
             ["forecasts", dynamics_to_json(setup.dynamics), self.seed, str(setup.dtype), sorted(self.layout)],

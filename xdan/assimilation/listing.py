@@ -1,4 +1,4 @@
-"""What there is: tables of the methods, the networks and the models that are known by names."""
+"""Tables of the methods, networks and models that have names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..network import SHIPPED, open_network
 
 
 def baselines() -> pd.DataFrame:
-    """Table of the methods that `baseline` runs by their names.
+    """Make a table of the methods that `baseline` runs by name.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each name, with the columns `what`, one sentence; `parameters`, all of them with their defaults; and
-        `tunable`, those that may be "tune". `print(xdan.baselines().to_string())` shows it whole.
+        A row for each name. The column `what` is one sentence, `parameters` lists all parameters with their defaults,
+        and `tunable` lists the parameters that may be "tune". `print(xdan.baselines().to_string())` shows all of it.
 
     Examples
     --------
@@ -43,13 +43,13 @@ def baselines() -> pd.DataFrame:
 
 
 def networks() -> pd.DataFrame:
-    """Table of the networks that `train` makes by name, and of the trained ones that `open_network` opens by name.
+    """Make a table of the networks that `train` makes and of the trained ones that `open_network` opens, by name.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each name, with the columns `what`, one sentence; `parameters`; and `validation_rmse`, of trained
-        ones in the units of their state, NaN for others.
+        A row for each name. The column `what` is one sentence, `parameters` lists the parameters, and
+        `validation_rmse` is the RMSE of a trained network, in the units of its state. It is NaN for other networks.
 
     Examples
     --------
@@ -73,12 +73,13 @@ def networks() -> pd.DataFrame:
 
 
 def models() -> pd.DataFrame:
-    """Table of the models that records and stores know by name.
+    """Make a table of the models that records and stores know by name.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each name, with the columns `what`, one sentence, `class` and `parameters`.
+        A row for each name. The column `what` is one sentence, `class` names the class, and `parameters` lists the
+        parameters.
 
     Examples
     --------
@@ -101,7 +102,7 @@ def _summary(cls: type) -> str:
 
 
 def _signature(cls: type, preset: Mapping[str, Any], without: Collection[str] = ()) -> str:
-    """Parameters of a constructor with their defaults, those of its parents too where it hands the rest on."""
+    """Parameters of a constructor and their defaults; also those of its parents, if it passes arguments on."""
     defaults: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if "__init__" in vars(base) and base is not object:

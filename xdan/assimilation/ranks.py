@@ -32,40 +32,40 @@ def rank_histogram(
     of: str = "members",
     **words: Unpack[RecordWords],
 ) -> xr.DataArray:
-    """Count the truth's rank among the members; flat for a reliable ensemble.
+    """Count the ranks of the truth among the members. The histogram of a reliable ensemble is flat.
 
     Parameters
     ----------
     {scored}
     run : xarray.Dataset or mapping of name to Dataset
-        With its members, from `baseline(..., keep_members=True)` or `draw_members`. Runs of a mapping have as many
-        members each; the counts then have the dim `method`.
+        A run with members, from `baseline(..., keep_members=True)` or `draw_members`. With a mapping of names to runs,
+        the counts have the dim `method`; all runs must have the same number of members.
     {averaged}
     {burn_in}
     of : {"members", "forecast_members", "smoothed_members"}
-        Rank in the analysis, in the forecast or in the smoothed state.
+        The members among which the truth is ranked: of the analysis, of the forecast or of the smoothed state.
     {words}
 
     Returns
     -------
     xarray.DataArray
-        Counts along `rank`, 1 to members + 1, for each field where there are several, and along `method` for several
-        runs. A truth that equals t members counts as 1 / (t + 1) in each of the t + 1 ranks that it may have.
+        Counts along `rank`, from 1 to the number of members + 1; also along `field` for several fields and along
+        `method` for several runs. A truth that equals t members adds 1 / (t + 1) to each of its t + 1 possible ranks.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, a run holds no members or the record no truth, or runs have different numbers of
+        If an argument is wrong, a run holds no members, the record has no truth, or runs have different numbers of
         members.
 
     Warns
     -----
     XdanWarning
-        Where truth or members are NaN: these are not counted.
+        If truth or members are NaN. These cases are not counted.
 
     See Also
     --------
-    rank_flatness : how flat it is.
+    rank_flatness : how flat the histogram is.
 
     References
     ----------
@@ -117,35 +117,36 @@ def _ranks(pair: Pair, dims: list[Hashable], name: str, *, again: bool) -> xr.Da
         return counts
 
     counts = pair.means.each(count, x, members).transpose(..., _RANK)
-    own = pair.names["members"].replace("_", " ")
-    score = counted(pair, counts, counts.sum(_RANK), dims, f"rank of the truth among {own}", ("members",))
+    members_name = pair.names["members"].replace("_", " ")
+    score = counted(pair, counts, counts.sum(_RANK), dims, f"rank of the truth among {members_name}", ("members",))
     result = told({"histogram_rank": score}, pair, name, again=again)
     return result.assign_coords({_RANK: np.arange(1, members.sizes[MEMBER] + 2)})
 
 
 def rank_flatness(histogram: xr.DataArray) -> xr.Dataset:
-    """Say how flat a rank histogram is, and whether chance explains what is missing.
+    """Say how flat a rank histogram is, and whether chance explains the differences from a flat one.
 
-    Ranks of neighbouring sites and times are not independent, so that a test that takes each count for one refuses
-    every ensemble. Trajectories are independent: their histograms say how many independent counts there are.
+    The ranks of neighbouring sites and times are not independent. A test that takes all counts as independent would
+    refuse every ensemble. Trajectories are independent: their histograms tell the number of independent counts.
 
     Parameters
     ----------
     histogram : xarray.DataArray
-        Of `rank_histogram(..., dim="time")`: its dim `trajectory` is needed for all but the reliability index.
+        Result of `rank_histogram(..., dim="time")`. Only the reliability index can be computed without `trajectory`.
 
     Returns
     -------
     xarray.Dataset
-        On the dims of the histogram but `rank` and `trajectory`. `reliability_index`: sum of ``|p_k - 1/K|`` of the
-        shares p_k of K ranks, 0 for a flat histogram. From 3 trajectories on `effective_counts`, the number of
-        independent counts whose shares would scatter as those of the trajectories do; `chi_square` of so many counts;
-        and `p_value`, the probability of a histogram that is less flat where the true one is flat.
+        Variables on the dims of the histogram without `rank` and `trajectory`. `reliability_index` is the sum of
+        ``|p_k - 1/K|`` over the K ranks, where p_k is the share of rank k; it is 0 for a flat histogram. With at least
+        3 trajectories there are three more. `effective_counts` is the number of independent counts whose shares would
+        scatter as those of the trajectories do. `chi_square` is the statistic for this number of counts. `p_value` is
+        the probability that chance makes a histogram less flat than this one, if the true histogram is flat.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no rank histogram.
+        If `histogram` is no rank histogram.
 
     References
     ----------

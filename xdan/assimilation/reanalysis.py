@@ -1,4 +1,4 @@
-"""A reanalysis: states of a whole record that know later observations too, by whatever way a method has."""
+"""A reanalysis: states of a whole record that know later observations too, by a lag or by a backward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .baselines import baseline
 from .cycling import cycle
 from .schemes import scheme_of
 
-# What an ensemble filter becomes where a lag is asked for: the smoother whose filter it is.
+# The smoother that takes the place of an ensemble filter if the caller passes a lag.
 _WITH_LAG: Mapping[str, Mapping[str, Any]] = {"etkf": {}, "enkf-n": {"finite_size": True}}
 
 
@@ -32,41 +32,44 @@ def reanalysis(
     store: StoreLike | None = None,
     **parameters: Any,
 ) -> xr.Dataset:
-    """Make a reanalysis of a record: `smoothed`, the state at each time given later observations too.
+    """Make a reanalysis of a record: `smoothed`, the estimate at each time that knows later observations too.
 
-    A method with a lag, such as "ienks-n" or a network with one, smooths by it. Any other goes back over its run, so
-    that each state knows the observations of all times. With `lag=` an ETKF or an EnKF-N corrects the times before as
-    it goes ("enks"), in one pass.
+    A method with a lag, such as "ienks-n" or a network with a lag, smooths by its lag. Any other method goes back over
+    its run, so that each state knows the observations of all times. With `lag=`, an ETKF or an EnKF-N becomes the
+    method "enks": it corrects earlier times as it goes, in one pass.
 
     Parameters
     ----------
     {ds}
     method : str, Network or Method
-        The name of a classical method, all of which `xdan.baselines()` lists; a trained network; or a method object.
+        The name of a classical method, which `xdan.baselines()` lists; a trained network; or a method object.
     lag : int, optional
-        How many later times each state is to know, at least 1. By default the method's own lag, or all times.
+        Number of later times whose observations each state knows, at least 1. By default the lag of the method, or all
+        times for a method without a lag.
     keep_members : bool
-        Keep the members of an ensemble, or the covariances of a Kalman filter, of analyses and of smoothed states.
+        Whether to keep the members of an ensemble, or the covariances of a Kalman filter, for analyses and for smoothed
+        states.
     {store}
-        A killed call goes on in the pass in which it was, forward or backward.
+        After a kill, the call goes on in the pass that it was in, forward or backward.
     **parameters
-        Of the method, where it is a name, such as members=40, each a value or "tune"; restart_after, seed, mode,
-        device and progress, which `cycle` takes too; and what the Dataset does not say of itself:
+        Parameters of the method if `method` is a name, such as members=40, each a value or "tune"; restart_after, seed,
+        mode, device and progress, which `cycle` takes too; and what the Dataset's attributes and names do not say:
 
         {record_words}
 
     Returns
     -------
     xarray.Dataset
-        What `cycle` gives, with `smoothed` (trajectory, time, *state), and `smoothed_spread` where the method has one.
-        The attribute `smoothed_by` says by what. With a lag L the last L times have none.
+        The result of `cycle` with `smoothed` (trajectory, time, *state), in the state's units, and `smoothed_spread` if
+        the method has a spread. The attribute `smoothed_by` says how it was smoothed. With a lag L, the last L times
+        have no smoothed state.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
-        For a method that cannot smooth, or not with a lag, and as `cycle`.
+        If the method cannot smooth, or cannot smooth with a lag; and whenever `cycle` raises this error.
 
     See Also
     --------
@@ -84,31 +87,35 @@ def reanalysis(
         lag = integer("lag", lag, least=1)
     if not isinstance(method, str):
         scheme = scheme_of(method)
-        own = scheme.method_on(np.dtype(np.float64), "cpu").smoothing_lag
-        if lag not in (None, own):
+        method_lag = scheme.method_on(np.dtype(np.float64), "cpu").smoothing_lag
+        if lag not in (None, method_lag):
             raise ValueError(
                 f"lag={lag}: {shown(getattr(method, 'name', type(method).__name__))} has "
-                + (f"a lag of {own}; expected that, or none" if own else "none; expected no lag, to go back over all")
+                + (
+                    f"a lag of {method_lag}; expected that, or none"
+                    if method_lag
+                    else "none; expected no lag, to go back over all"
+                )
             )
-        return cycle(ds, method, members=keep, smooth=not own, store=store, **parameters)
+        return cycle(ds, method, members=keep, smooth=not method_lag, store=store, **parameters)
     name, parameters = _named(method, lag, parameters)
     smooth = not method_by_name(name, **_of_method(name, parameters)).smoothing_lag
     return baseline(ds, name, keep_members=keep, smooth=smooth, store=store, **parameters)
 
 
 def _of_method(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those parameters that are the method's."""
+    """The parameters that belong to the method."""
     accepted = accepted_parameters(name)
     return {key: value for key, value in parameters.items() if key in accepted}
 
 
 def _named(name: str, lag: int | None, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name and the parameters of the method that smooths by a lag.
+    """The name and the parameters of the method that smooths with this lag.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If no such method exists.
     """
     accepted = accepted_parameters(name)
     if lag is None or METHODS[name].fixed.get("lag") == lag:

@@ -1,4 +1,4 @@
-"""Probabilities of an event beside its frequency, and the Brier score with its parts."""
+"""Probabilities of an event, compared with its frequency, and the Brier score with its parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .score_fields import FIELD, FieldPart
 from .score_pair import ESTIMATES, Pair
 
 _BIN = "bin"
-# States that the quantiles of a climate are of; a large state takes fewer, as they are sorted in memory.
+# Number of states from which quantiles of a climate are computed. They are sorted in memory: large states take fewer.
 _CLIMATE_STATES, _FEWEST_STATES, _ENTRIES = 4096, 64, 1 << 26
 
 
@@ -49,48 +49,53 @@ def reliability(
     which: str = "analysis",
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Compare probabilities of an event with its frequency: the truth is above a threshold.
+    """Compare probabilities of an event with its frequency. The event: the truth is above a threshold.
 
-    The probability is the share of members above the threshold where the run keeps members, else that of a Gaussian of
-    its spread. Of a reliable run the event occurs in 30 % of the cases to which it gives 30 %.
+    If the run keeps members, the probability is the share of members above the threshold. Otherwise it is the
+    probability of a Gaussian with the run's spread. For a reliable run, the event occurs in 30 % of the cases to which
+    the run gives a probability of 30 %.
 
     Parameters
     ----------
     {scored}
     run : xarray.Dataset or mapping of name to Dataset
-        Of `cycle` or `baseline`, with members or a spread. Of a mapping the result has the dim `method`.
+        Run of `cycle` or `baseline`, with members or a spread. With a mapping of names to runs, the result has the dim
+        `method`.
     threshold : float or mapping of field to float, optional
-        In the state's units. Of a state of several fields a mapping; fields that it leaves out are not looked at.
+        The threshold, in the state's units. For several fields a mapping; fields that the mapping leaves out are not
+        scored.
     quantile : float, optional
-        In the place of a threshold: that quantile of the climatology for each component by itself, so that the event is
-        as frequent everywhere. 4096 states of the model's climatology, or those of `climatology=`.
+        A quantile of the climatology, between 0 and 1, in the place of a threshold. Each component has its threshold,
+        so that the event is equally frequent everywhere. The quantile is that of 4096 states of the model's
+        climatology, or of the states in `climatology=`.
     bins : int
-        Bins of equal width that probabilities are sorted into.
+        Number of bins of equal width into which probabilities are sorted.
     {averaged}
     {burn_in}
     which : {"analysis", "forecast", "smoothed"}
-        The estimate that gives the probabilities.
+        The estimate whose probabilities are compared.
     {words}
 
     Returns
     -------
     xarray.Dataset
-        For each field where there are several, and along `method` for several runs. Along `bin`:
-        `forecast_probability`, the mean in the bin; `observed_frequency`, its standard error
-        `observed_frequency_standard_error` where trajectories are averaged; `count`, by area where areas differ. The
-        Brier score `brier_score`, mean (p - o)^2, is `reliability` - `resolution` + `uncertainty` + `within_bins`:
-        small reliability and large resolution are good. With members also `brier_score_fair`, whose mean does not
-        depend on their number. `base_rate` is the frequency of the event in the truth.
+        Variables along `bin`: `forecast_probability`, the mean probability in the bin; `observed_frequency`; its
+        standard error `observed_frequency_standard_error`, if trajectories are averaged; and `count`, weighted by area
+        if areas differ. The Brier score `brier_score`, the mean of (p - o)^2 over probabilities p and outcomes o (1 or
+        0), equals `reliability` - `resolution` + `uncertainty` + `within_bins`: a small `reliability` and a large
+        `resolution` are good. With members there is `brier_score_fair`, whose mean does not depend on the number of
+        members. `base_rate` is the frequency of the event in the truth. Several fields have the dim `field`, several
+        runs the dim `method`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, a run has neither members nor spread, or the record no truth.
+        If an argument is wrong, a run has neither members nor a spread, or the record has no truth.
 
     Warns
     -----
     XdanWarning
-        Where truth or run are NaN: these are not counted.
+        If truth or run are NaN. These cases are not counted.
 
     References
     ----------
@@ -130,7 +135,7 @@ def reliability(
 
 @block
 def _climate_quantile(share: Tensor, model: Dynamics) -> Tensor:
-    """A quantile of the climatology for each component by itself, shape (*state)."""
+    """A quantile of the climatology for each component, shape (*state)."""
     count = max(_FEWEST_STATES, min(_CLIMATE_STATES, _ENTRIES // math.prod(model.shape)))
     states = model.climate_sample(count, 0, purpose=Purpose.CLIMATOLOGY, like=share).sort(0).values
     place = float(share) * (len(states) - 1)
@@ -139,7 +144,7 @@ def _climate_quantile(share: Tensor, model: Dynamics) -> Tensor:
 
 
 def _event(pair: Pair, threshold: Any, quantile: Any) -> _Event:
-    """Read what the caller says of the event.
+    """Read the caller's event.
 
     Raises
     ------
@@ -215,7 +220,7 @@ def _reliability(pair: Pair, event: _Event, bins: int, dims: list[Hashable], nam
 
 
 def _frequency_error(by_run: xr.DataArray, frequency: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
-    """Standard error of a ratio of sums over trajectories: they have different counts in a bin."""
+    """Standard error of a ratio of sums over trajectories, as trajectories have different counts in a bin."""
     rows = by_run.sizes[TRAJECTORY]
     events, counts = by_run.isel(sum=3, drop=True), by_run.isel(sum=0, drop=True)
     scatter = ((events - frequency * counts) ** 2).sum(TRAJECTORY) * rows / (rows - 1)
@@ -235,7 +240,7 @@ _BRIER = {
 
 
 def _brier(sums: xr.DataArray, members: int | None) -> dict[str, Score]:
-    """The Brier score and its parts; NaN where nothing is counted, which the counts tell."""
+    """The Brier score and its parts. They are NaN if nothing is counted; `count` tells this."""
     names = [one for one in _BRIER if one != "brier_score_fair" or (members is not None and members > 1)]
 
     def parts(values: Array) -> tuple[Array, ...]:

@@ -1,4 +1,4 @@
-"""What a run holds: its variables with their dims, shapes, names and units, and its labels."""
+"""The contents of a run: its variables with dims, shapes, names and units, and its labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ..records.watch import RATIO
 if TYPE_CHECKING:
     from ..records.record import LabelledRecord
 
-# What every run holds, beside the outputs that its method declares.
+# Variables of every run, beside the outputs that its method declares.
 _BEFORE = (
     Output("forecast", "forecast, best estimate before the observations of its time", "state", "state"),
     Output("analysis", "analysis, best estimate after the observations of its time", "state", "state"),
@@ -44,7 +44,7 @@ _BEFORE = (
 _RATIO = Output(RATIO, "mean square innovation over its expected variance")
 _DIVERGED = Output("diverged", "the trajectory has diverged at or before this time")
 _RESTARTED = Output("restarted", "the trajectory starts anew here, after a gap longer than restart_after")
-# What is kept where it is asked for.
+# Variables that a run holds if the caller asks for them.
 _MEMBERS = (
     Output("forecast_members", "forecast members", "state", "state"),
     Output("members", "analysis members", "state", "state"),
@@ -53,7 +53,7 @@ _MEMORY = Output("memory", "latent channels that the analysis reads", "state")
 _SMOOTHED_MEMBERS = Output("smoothed_members", "members, given the observations of all times", "state", "state")
 _COVARIANCE = Output("analysis_covariance", "error covariance of the filter's analysis", "state", "state squared")
 _SMOOTHED_COVARIANCE = Output("smoothed_covariance", "error covariance of the smoothed state", "state", "state squared")
-# No method's output has their names.
+# No output of a method may have one of these names.
 _ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _COVARIANCE, _RATIO, _DIVERGED, _RESTARTED)
 
 
@@ -64,12 +64,12 @@ class Variable:
     Attributes
     ----------
     dims, shape, dtype
-        Of the whole variable.
+        Dims, shape and dtype of the whole variable.
     attrs : dict of str to str
     stem : str
-        Name of the method's output that it holds, or holds a field of.
+        Name of the method's output that the variable holds. The variable may hold one field of this output.
     part : Part or None
-        Which part of the output's last dim it holds; None where the output is one number for each cycle.
+        The part of the output's last dim that the variable holds; None if the output is one number for each cycle.
     """
 
     dims: tuple[str, ...]
@@ -80,7 +80,7 @@ class Variable:
     part: Part | None = None
 
     def of(self, output: Tensor) -> Tensor:
-        """Its values of an output (..., N), shape (..., *dims of the part)."""
+        """Cut the variable's values from an output (..., N): shape (..., *dims of the part)."""
         return output if self.part is None else split_tensor(output, (self.part,), self.stem)[self.part.name(self.stem)]
 
 
@@ -95,7 +95,7 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
     TypeError
         If `members` is not a bool.
     ValueError
-        If members are asked of a method that has neither members nor a memory nor a covariance.
+        If `members` is True for a method that has neither members nor a memory nor a covariance.
     """
     if not isinstance(members, (bool, np.bool_)):
         raise TypeError(
@@ -105,7 +105,7 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
     if members and not (method.ensemble or method.channels or method.keeps_covariance):
         raise ValueError(
             f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory nor a "
-            "covariance"
+            "covariance; expected members=False, or a method that carries one of these"
         )
     if members and method.keeps_covariance:
         method.check_kept(labelled.setup.dynamics)
@@ -140,7 +140,7 @@ def smoothed_layout_of(method: Method, labelled: LabelledRecord, members: bool) 
     Raises
     ------
     ValueError
-        If the method has no backward pass, or gives an output of such a name.
+        If the method has no backward pass, or one of its outputs has the name of a smoothed variable.
     """
     method.check_backward(labelled.setup.dynamics)
     names = {SMOOTHED.name, SMOOTHED_SPREAD.name, _SMOOTHED_MEMBERS.name, _SMOOTHED_COVARIANCE.name}
@@ -160,7 +160,7 @@ def smoothed_layout_of(method: Method, labelled: LabelledRecord, members: bool) 
 def _variables(
     labelled: LabelledRecord, output: Output, along: str | None = None, size: int = 1, dtype: Any = None
 ) -> Layout:
-    """The variables of an output, one for each part of its place, with another dim where one is named."""
+    """The variables of an output, one for each part of the state, with the extra dim if there is one."""
     setup, sizes = labelled.setup, labelled.observation.shape[:2]
     places: dict[str, Sequence[Part | None]] = {
         "state": parts_of(setup.dynamics),
@@ -189,10 +189,10 @@ def _variables(
 
 
 def _matrix(labelled: LabelledRecord, output: Output) -> Layout:
-    """The variables of a covariance, its rows along the dual dim."""
+    """The variables of a covariance. Its rows lie along the dual dim."""
     model = labelled.setup.dynamics
     rows = _variables(labelled, output, dual_of(model.dims), math.prod(model.shape))
-    if len({field.units for field in model.space}) > 1:  # a row has covariances with fields of other units
+    if len({field.units for field in model.space}) > 1:  # a row holds covariances with fields in other units
         for row in rows.values():
             row.attrs["long_name"] += ", in the product of the units of two fields"
             del row.attrs["units"]
@@ -200,7 +200,7 @@ def _matrix(labelled: LabelledRecord, output: Output) -> Layout:
 
 
 def choices_of(method: Method, setup: Setup) -> Layout:
-    """Describe what the method settles once for the record, by name."""
+    """Describe the variables that the method chooses once for the record, by name."""
     dual = dual_of(setup.dynamics.dims)
     names = {"state": dual.removesuffix(DUAL), "state_dual": dual}
     size = int(np.prod(setup.dynamics.shape))
@@ -217,7 +217,7 @@ def choices_of(method: Method, setup: Setup) -> Layout:
 
 
 def lags_of(method: Method, layout: Layout) -> dict[str, int]:
-    """Variables whose values belong to an earlier cycle, and how many cycles earlier."""
+    """Number of cycles by which values belong to an earlier time, for the variables that do."""
     lags = {output.name: output.lag for output in method.outputs if output.lag}
     return {name: lags[variable.stem] for name, variable in layout.items() if variable.stem in lags}
 
@@ -231,12 +231,12 @@ def label_run(
     seed: int,
     more: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Make the Dataset of a run: its arrays with coordinates and attributes, `more` among these."""
+    """Make the Dataset of a run: arrays with coordinates and attributes. `more` are further attributes."""
     setup = labelled.setup
     variables = {name: (one.dims, arrays[name], one.attrs) for name, one in layout.items()}
     dims = {dim for one in layout.values() for dim in one.dims}
     shared = {TRAJECTORY, TIME, *(dim for part in parts_of(setup.dynamics) for dim in part.dims)}
-    # A label left over from a selection gives way to a dim or a variable of its name.
+    # A scalar label that is left from a selection is dropped if a dim or a variable has its name.
     taken = (dims - shared) | set(layout)
     coordinates = {
         name: coordinate

@@ -1,4 +1,4 @@
-"""The two schemes that a record is cycled with, a trained network and a method: one protocol for both."""
+"""The two schemes that cycle a record, a trained network and a method, behind one protocol."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 
 class Scheme(ABC):
-    """A scheme that a record is cycled with, as a handle that travels between processes.
+    """A scheme that cycles a record. It is a handle that can travel between processes.
 
     Attributes
     ----------
     remedy : str
-        What to do about innovations that are too large.
+        What to do if innovations are too large.
     """
 
     remedy: ClassVar[str]
 
     @abstractmethod
     def method_on(self, dtype: np.dtype[Any], device: str) -> Method:
-        """The method that cycles, computing in a dtype on a device; of a prepared scheme with the tuned parameters."""
+        """The method that cycles, in a dtype on a device. A prepared scheme has tuned parameters."""
 
     @abstractmethod
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
-        """Return the scheme ready for a record, whose leading part comes as tensors and as an array.
+        """Return the scheme prepared for a record. The record's leading part comes as tensors and as an array.
 
         Raises
         ------
         ValueError
-            If it cannot work on the record.
+            If the scheme cannot work on the record.
         """
 
     def watch(self, setup: Setup, seed: int) -> Watch:
-        """How large innovations should be: by the forecast's spread, or as in training, or by the climate."""
+        """The expected size of innovations: from the forecast's spread, from training, or from the climate."""
         method = self.method_on(np.dtype(np.float64), "cpu")
         if method.gives_forecast_spread and setup.observing.direct:
             return Watch("spread", None, self.remedy)
@@ -57,28 +57,28 @@ class Scheme(ABC):
 
     @property
     def training_innovation(self) -> float | None:
-        """Mean square innovation in units of R that was usual in training, where there was one."""
+        """Mean square innovation in training, in units of R; None if there was no training."""
         return None
 
-    def check(self, labelled: LabelledRecord) -> None:  # noqa: B027 - a method looks at the record while it is prepared
-        """Refuse a record before it is read."""
+    def check(self, labelled: LabelledRecord) -> None:  # noqa: B027 - a method checks the record in `prepared`
+        """Refuse a wrong record before its data are read."""
 
     def warnings(self, labelled: LabelledRecord) -> list[str]:
-        """Warnings of a record that differs from what the scheme was made for, with what to do."""
+        """Warnings if a record differs from the setting that the scheme was made for; they say what to do."""
         return []
 
     def observed_otherwise(self, observation: Array) -> str:
-        """Say how a record is observed otherwise than what the scheme was made for; nothing where it is not."""
+        """Say how the observations differ from those that the scheme was made for; "" if they do not differ."""
         return ""
 
     @property
     def digest(self) -> str:
-        """Digest of what the method's parameters do not say."""
+        """Digest of everything that the method's parameters do not say."""
         return ""
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """Attributes of a run, beside those that every method has."""
+        """Further attributes of a run, beside those of every method."""
         return {}
 
 
@@ -92,11 +92,11 @@ class NetworkScheme(Scheme):
     )
 
     def method_on(self, dtype: np.dtype[Any], device: str) -> Method:
-        """The network as a method; one torch module for each process."""
+        """The network as a method. Each process has one torch module."""
         return self.network.method(torch.float64 if dtype == np.float64 else torch.float32, device)
 
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
-        """Refuse another climate than the network's; there is nothing to tune."""
+        """Refuse a climate that is not the network's. There is nothing to tune."""
         self.method_on(setup.dtype, str(record.observation.device)).check_record(record)
         if setup.observing.direct:
             during = setup.observing.during(slice(0, observation.shape[1]))
@@ -105,15 +105,15 @@ class NetworkScheme(Scheme):
 
     @property
     def training_innovation(self) -> float | None:
-        """Of the network's validation record."""
+        """Mean square innovation on the network's validation record."""
         return validation_innovation(self.network.description)
 
     def check(self, labelled: LabelledRecord) -> None:
-        """Refuse states of other dims."""
+        """Refuse states with other dims than the network's."""
         self.network.check(labelled.setup.dynamics)
 
     def warnings(self, labelled: LabelledRecord) -> list[str]:
-        """One warning, of all in which a record differs from the network's training."""
+        """One warning that names all differences between the record and the network's training."""
         differing = differences(self.network.description, labelled.setup, labelled.sites)
         if not differing:
             return []
@@ -123,12 +123,12 @@ class NetworkScheme(Scheme):
         ]
 
     def observed_otherwise(self, observation: Array) -> str:
-        """Say how a record is observed otherwise than the network's training."""
+        """Say how the observations differ from those of the network's training."""
         return observed_otherwise(self.network.description, observation)
 
     @property
     def digest(self) -> str:
-        """Of the weights."""
+        """Digest of the weights."""
         return self.network.digest
 
     @property
@@ -151,7 +151,7 @@ class MethodScheme(Scheme):
         return self.method
 
     def check(self, labelled: LabelledRecord) -> None:
-        """Refuse a model, or intervals, that the method cannot work with."""
+        """Refuse a model or intervals with which the method cannot work."""
         dynamics = labelled.setup.dynamics
         self.method.check_dynamics(dynamics)
         self.method.check_steps(dynamics, sorted({int(step) for step in labelled.setup.steps} - {0}))
@@ -163,12 +163,12 @@ class MethodScheme(Scheme):
 
 
 def scheme_of(method: Any) -> Scheme:
-    """Take a network or a method.
+    """Make a scheme from a network or a method.
 
     Raises
     ------
     TypeError
-        For anything else.
+        If `method` is neither.
     """
     if isinstance(method, Network):
         return NetworkScheme(method)

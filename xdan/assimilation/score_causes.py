@@ -1,4 +1,4 @@
-"""Warnings about scores, with their causes. Data in memory warn at once, lazy data when they are computed."""
+"""Warnings about scores, and their causes. Data in memory warn at once, lazy data when they are computed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..records.schema import Array
 from ..records.values import fill_text, leading
 from ..records.watch import warn_of
 
-_LEAST_CYCLES = 50  # below it, a tenth of the cycles says little
-_FAR, _MATTERS = 1.5, 1.05  # ratios of RMSE: of the beginning, and of all cycles, to the cycles after the beginning
-_SETTLED = 1.1  # ratio of RMSE to that of the second half, below which a run has settled
+_LEAST_CYCLES = 50  # with fewer cycles, a tenth of them says little
+_FAR, _MATTERS = 1.5, 1.05  # RMSE of the beginning, and of all cycles, over that of the cycles after the beginning
+_SETTLED = 1.1  # ratio of the RMSE to that of the second half below which a run has settled
 
 
 class Cause:
-    """One possible cause of a bad score: a sentence about small arrays, made only when a warning needs it.
+    """A possible cause of a bad score. Its sentence is made from small arrays, only when a warning needs it.
 
     Parameters
     ----------
     sentence : callable
-        Turns the evidence into a sentence, or into "" where this is not the cause.
+        Makes a sentence from the evidence, or "" if this is not the cause.
     evidence : callable
-        Gives the sentence's arguments, arrays or lazy arrays of dims (trajectory, time).
+        Returns the arguments of `sentence`: arrays or lazy arrays with the dims (trajectory, time).
     of_record : bool
-        Whether it speaks of the record alone, and not of a run.
+        Whether the cause lies in the record alone, not in a run.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Cause:
         self._lazy: da.Array | None = None
 
     def now(self) -> str:
-        """The sentence itself."""
+        """The sentence, computed now."""
         return self.sentence(*(values.to_numpy() for values in self.evidence()))
 
     def later(self) -> da.Array:
-        """The sentence as a lazy array without dims, one for all scores that share the cause.
+        """The sentence as a lazy array without dims. All scores with this cause share the array.
 
-        It is an array among arrays, no delayed object: dask then shares with the scores what the evidence is made of,
-        and a lazy run is computed once for all of them.
+        It is a dask array and no delayed object. So dask can share the inputs of the evidence with the scores, and a
+        lazy run is computed once for all of them.
         """
         if self._lazy is None:
             arrays = [da.asarray(values.data).rechunk(-1) for values in self.evidence()]
@@ -71,7 +71,7 @@ def _sentence(*evidence: Array, of: Callable[..., str]) -> Array:
 
 
 def fills(values: xr.DataArray, name: str) -> Cause:
-    """The cause that the leading part of a variable holds values that stand for nothing, such as -999."""
+    """The cause that the leading part of a variable holds fill values, such as -999."""
     first = leading(values)
     return Cause(partial(fill_text, name=name), lambda: (first,), of_record=True)
 
@@ -85,13 +85,13 @@ class Score:
     value : xarray.DataArray
     long_name : str
     units : str or None
-        None where a score of several fields has no units in common.
+        None if the score is one of several fields without common units.
     causes : sequence of Cause
-        A warning names them where the score is broken.
+        Causes that a warning names if the score is broken.
     always : sequence of Cause
-        A warning names them whether or not the score is broken.
+        Causes that a warning names even if the score is not broken.
     broken : xarray.DataArray of bool, optional
-        Where the score is broken; by default where it is not finite.
+        Where the score is broken. By default where the score is not finite.
     trouble : str
         First words of the warning.
     """
@@ -111,7 +111,7 @@ class Score:
 
 
 def with_warnings(scores: Mapping[str, Score], of: str = "", *, again: bool = False) -> dict[str, xr.DataArray]:
-    """Values of scores. Those in memory warn now, in one warning; lazy ones warn when they are computed.
+    """Values of scores. Values in memory warn now, in one warning; lazy values warn when they are computed.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def with_warnings(scores: Mapping[str, Score], of: str = "", *, again: bool = Fa
     of : str
         First words of a warning, such as the name of the run.
     again : bool
-        Whether scores of another run have told already what is to be said of the record.
+        Whether scores of another run have already warned about the record.
     """
     if again:
         scores = {
@@ -137,12 +137,12 @@ def with_warnings(scores: Mapping[str, Score], of: str = "", *, again: bool = Fa
 
 
 def _headed(of: str, text: str) -> str:
-    """A sentence behind its first words, nothing where there is no sentence."""
+    """A sentence after its first words; "" if there is no sentence."""
     return text and of + text
 
 
 def _watched(name: str, score: Score, of: str) -> xr.DataArray:
-    """A lazy score whose blocks warn when they come out broken."""
+    """Make a lazy score whose blocks warn if they are broken."""
     data = da.map_blocks(
         _tell_block,
         score.value.data,
@@ -160,7 +160,7 @@ def _watched(name: str, score: Score, of: str) -> xr.DataArray:
 def _tell_block(
     value: Array, broken: Array, *sentences: Array, trouble: str, score: str, heads: Sequence[str]
 ) -> Array:
-    """Warn of a block; the first sentences where it is broken, the others, as many as there are heads, always."""
+    """Warn about a block: the first sentences only if it is broken, the last ones, one for each head, always."""
     texts = [str(np.asarray(sentence).item()) for sentence in sentences]
     of_broken = len(texts) - len(heads)
     if broken.any():
@@ -178,18 +178,18 @@ def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
 
 
 def _share(trajectories: Any) -> str:
-    """How many of the trajectories are flagged, and the first of them, in words."""
+    """Say how many trajectories are flagged, and which is the first."""
     count, total = int(trajectories.sum()), len(trajectories)
     return f"{count} of {total} trajectories ({count / total:.0%}, the first at position {int(trajectories.argmax())})"
 
 
 def diverged(lost: Array) -> str:
-    """Which share of the trajectories diverged, and from which cycle on.
+    """Say which share of the trajectories diverged, and from which cycle on.
 
     Parameters
     ----------
     lost : array of bool, shape (trajectories, cycles)
-        At every cycle of the record, burn-in too.
+        Whether the trajectory is lost, at every cycle of the record, also during burn-in.
     """
     if not lost.any():
         return ""
@@ -200,18 +200,18 @@ def diverged(lost: Array) -> str:
 
 
 def gaps(what: str, remedy: str) -> Callable[..., str]:
-    """Make the sentence about a variable that is not finite at some cycles.
+    """Make the function that writes the sentence about a variable that is not finite at some cycles.
 
     Parameters
     ----------
     what : str
-        The sentence's beginning, such as "the truth has gaps".
+        Beginning of the sentence, such as "the truth has gaps".
     remedy : str
-        The sentence's end: what to do.
+        End of the sentence: what to do.
     """
 
     def sentence(broken: Array, lost: Array | None = None) -> str:
-        # Once a trajectory has diverged, its gaps are explained.
+        # A trajectory that has diverged explains its gaps.
         unexplained = broken if lost is None else broken & ~lost
         if not unexplained.any():
             return ""
@@ -222,7 +222,7 @@ def gaps(what: str, remedy: str) -> Callable[..., str]:
 
 
 def unobserved(observed: Array) -> str:
-    """How many trajectories have no observation in the cycles that are scored.
+    """Say how many trajectories have no observation in the cycles that are scored.
 
     Parameters
     ----------
@@ -235,16 +235,18 @@ def unobserved(observed: Array) -> str:
 
 
 def unsettled(rmse: Array, burn_in: int) -> str:
-    """Whether the beginning is far from the rest, and how many cycles to leave out then.
+    """Say whether the RMSE of the beginning is far from the rest, and how many cycles to leave out then.
 
     Parameters
     ----------
     rmse : array, shape (trajectories, cycles)
-        After burn-in. Trajectories that are not finite throughout are not looked at.
+        RMSE after burn-in. Trajectories that are not finite at all cycles are ignored.
     burn_in : int
-        Cycles that are left out already.
+        Number of cycles that are left out already.
     """
-    rmse = rmse[:, : rmse.shape[1] - int(trailing(np.isnan(rmse).all(axis=0)).sum())]  # a smoother has no last states
+    rmse = rmse[
+        :, : rmse.shape[1] - int(trailing(np.isnan(rmse).all(axis=0)).sum())
+    ]  # a smoother has no states at the last times
     whole = rmse[np.isfinite(rmse).all(axis=1)].astype(np.float64)
     cycles = rmse.shape[1]
     if not len(whole) or cycles < _LEAST_CYCLES:

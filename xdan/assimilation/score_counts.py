@@ -1,4 +1,4 @@
-"""What verdicts on ensembles share: records with a truth, counts with their warnings, results of several runs."""
+"""Parts of all verdicts on ensembles: records with a truth, counts with warnings, results of several runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ Run = xr.Dataset | Mapping[str, xr.Dataset]
 
 
 def called(name: str) -> str:
-    """A run in words, by its name; "" is that of a single one."""
+    """A run in words, by its name; a single run has the name ""."""
     return f"run {name!r}" if name else "run"
 
 
 def pairs(ds: xr.Dataset, run: Run, burn_in: int, which: str, words: RecordWords, purpose: str) -> dict[str, Pair]:
-    """A record with a truth, matched with every run.
+    """Match a record that has a truth with every run.
 
     Raises
     ------
     TypeError, ValueError
+        If record or run cannot be read, do not fit each other, or the record has no truth.
     """
     runs = several("run", run)
     record = read_scored(ds, burn_in, words)
@@ -37,14 +38,14 @@ def pairs(ds: xr.Dataset, run: Run, burn_in: int, which: str, words: RecordWords
 
 
 def together(made: Mapping[str, xr.Dataset], run: Run) -> xr.Dataset:
-    """Results of several runs along `method`, or that of the one."""
+    """Join the results of several runs along `method`; a single result stays as it is."""
     return made[""] if isinstance(run, xr.Dataset) else joined(made)
 
 
 def counted(
     pair: Pair, value: xr.DataArray, count: xr.DataArray, dims: Sequence[Hashable], long_name: str, read: Sequence[str]
 ) -> Score:
-    """A score of counts, which is broken where some of the states are not counted."""
+    """A score of counts. It is broken if some states are not counted."""
     sizes = xr.DataArray([part.size for part in pair.means.parts], dims=FIELD)
     everything = pair.cases(dims) * (sizes if pair.means.several else sizes[0])
     missing = count < everything * (1 - 1e-9) - 0.5
@@ -56,7 +57,7 @@ def counted(
 
 
 def told(scores: Mapping[str, Score], pair: Pair, name: str, *, again: bool) -> xr.Dataset:
-    """Scores as a Dataset, once their warnings are given."""
+    """Scores as a Dataset, after their warnings."""
     values = with_warnings(scores, f"{called(name)}: " if name else "", again=again)
     result = xr.Dataset({key: value.drop_attrs() for key, value in values.items()})
     for key, one in scores.items():

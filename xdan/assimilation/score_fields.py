@@ -1,4 +1,4 @@
-"""Means over the state that scores take: by area within a field, for each of several fields, and over all of them."""
+"""Means over the state in scores: weighted by area within a field, for each of several fields, and over all fields."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..core.spaces import Field
 from ..records.blocks import tensor_to_array
 from ..records.schema import Array
 
-FIELD = "field"  # dim of the scores of several fields
+FIELD = "field"  # dim of scores for several fields
 TOTAL = "_total"  # suffix of a score over all fields
 OVER_ALL = "mean over the fields, each in units of its error"
-_EQUAL = 1e-9  # relative difference of areas that are one area
+_EQUAL = 1e-9  # relative difference of areas that count as equal
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class FieldPart:
     ----------
     field : Field
     place : slice
-        In the packed state.
+        Place of the field in the packed state.
     weights : array of float64, shape of the field's dims in the record's state, or None
-        Share of the area of each point; None where all have one area.
+        Share of each point in the area; None if all points have equal areas.
     """
 
     field: Field
@@ -39,11 +39,11 @@ class FieldPart:
 
     @property
     def size(self) -> int:
-        """Points of the field."""
+        """Number of points of the field."""
         return self.field.geometry.size
 
     def mean(self, values: xr.DataArray, dims: Sequence[Hashable]) -> xr.DataArray:
-        """Mean over the field's dims by area; NaN where one value is."""
+        """Mean over the field's dims, weighted by area; NaN if one value is NaN."""
         if self.weights is None:
             average: xr.DataArray = values.mean(dims, skipna=False)
             return average
@@ -53,7 +53,7 @@ class FieldPart:
 
 
 class FieldMeans:
-    """The fields of a state, each with its dims in a record, its area weights and its units.
+    """The fields of a state, each with its dims in a record, its weights by area and its units.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class FieldMeans:
         self.dims: list[Hashable] = list(dynamics.dims)
         self.several = len(space) > 1
         units = {one.units for one in space} if self.several else {dynamics.units}
-        self.units = units.pop() if len(units) == 1 else None  # None where the fields' units differ
+        self.units = units.pop() if len(units) == 1 else None  # None if the fields' units differ
         self.parts = [FieldPart(one, space.slices[one.name], self._weights(one)) for one in space]
         self.weighted = any(part.weights is not None for part in self.parts)
 
@@ -84,12 +84,12 @@ class FieldMeans:
         return cut
 
     def each(self, function: Callable[..., xr.DataArray], *values: xr.DataArray) -> xr.DataArray:
-        """Apply a function of one field's values and its `FieldPart`; along `field` where there are several.
+        """Apply a function to each field; with several fields, the results lie along `field`.
 
         Parameters
         ----------
         function : callable
-            Of a FieldPart and as many arrays as `values`; its result has none of the state's dims.
+            A function of a FieldPart and of the field's part of each of `values`. Its result has no dims of the state.
         *values : xarray.DataArray, dims (..., *state)
         """
         results = [function(part, *(self.of(one, part) for one in values)) for part in self.parts]
@@ -99,13 +99,13 @@ class FieldMeans:
         return together.transpose(..., FIELD)
 
     def mean(self, values: xr.DataArray) -> xr.DataArray:
-        """Mean over the state by area; for each field where there are several."""
+        """Mean over the state, weighted by area; one for each field if there are several."""
         return self.each(lambda part, of_field: part.mean(of_field, self.dims), values)
 
     @property
     def labels(self) -> dict[str, Any]:
         """Coordinates of the dim `field`."""
-        # Strings as objects: Zarr has a specification for strings of any length only.
+        # Strings are objects here: Zarr specifies only strings of any length.
         names = np.array([part.field.name for part in self.parts], dtype=object)
         units = np.array([part.field.units for part in self.parts], dtype=object)
         return {
@@ -114,14 +114,14 @@ class FieldMeans:
         }
 
     def over_all(self, values: xr.DataArray, scales: xr.DataArray, *, root: bool = False) -> xr.DataArray:
-        """Mean of a score over the fields, each in units of its error; of squares, and its root, or not."""
+        """Mean of a score over the fields, each in units of its error. With `root`: the root of the mean of squares."""
         relative = values / scales
         mean = (relative**2 if root else relative).mean(FIELD, skipna=False)
         together: xr.DataArray = xr.ufuncs.sqrt(mean) if root else mean
         return together.astype(values.dtype, copy=False)
 
     def convention(self, of: str = "") -> str:
-        """How a root mean of something is taken, in words."""
+        """How a root of a mean is taken, in words."""
         if not (self.several or self.weighted):
             return f"root of the mean{of} over the state's variables at each time, then mean over the dims averaged"
         over = "each field" if self.several else "the field"
@@ -131,20 +131,20 @@ class FieldMeans:
 def error_scales(
     means: FieldMeans, observation: xr.DataArray | None, variance: xr.DataArray, states: xr.DataArray
 ) -> xr.DataArray:
-    """The error of each field, in whose units scores over all fields are.
+    """The error of each field: the unit of this field in scores over all fields.
 
-    It is the root of the mean variance of a field's observation errors. A field of which nothing is observed has the
-    deviation of its states instead.
+    It is the root of the mean variance of a field's observation errors. For a field without observations it is the
+    standard deviation of the field's states.
 
     Parameters
     ----------
     means : FieldMeans
     observation : xarray.DataArray, dims (trajectory, time, *state), or None
-        None where observations are no sites of the state: then no field has an error of its own.
+        None if the observations do not lie at the state's sites: then no observation error belongs to a field.
     variance : xarray.DataArray
-        Of observation errors.
+        Variance of observation errors.
     states : xarray.DataArray, dims (trajectory, time, *state)
-        Of the truth, or of the analysis where there is none.
+        States of the truth, or of the analysis if there is no truth.
 
     Returns
     -------

@@ -10,21 +10,21 @@ import xarray as xr
 
 from ..core.checks import shown
 
-METHOD = "method"  # dim of the scores of several runs
+METHOD = "method"  # dim of scores of several runs
 CRPS_OF = {"long_name": "what the CRPS is of"}
 CRPS_NAME = "continuous ranked probability score"
 
 
 def several(label: str, run: Any) -> dict[str, xr.Dataset]:
-    """Runs by their names; a single one has the name "".
+    """Runs by their names. A single run has the name "".
 
     Raises
     ------
     TypeError, ValueError
-        For a mapping without runs, or with names that are no words.
+        If the mapping is empty, or a name is no string.
     """
     if not isinstance(run, Mapping) or isinstance(run, xr.Dataset):
-        return {"": run}  # whatever else it is, its reader says what was expected
+        return {"": run}  # if it is no Dataset, its reader says what was expected
     if not run:
         raise ValueError(f"{label}={{}}: expected a mapping of names to runs, with one at least")
     for name in run:
@@ -34,7 +34,7 @@ def several(label: str, run: Any) -> dict[str, xr.Dataset]:
 
 
 def joined(scored: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Scores of several runs along the dim `method`."""
+    """Join the scores of several runs along the dim `method`."""
     every = {name: None for one in scored.values() for name in one.data_vars}
     has_crps = any("crps_of" in one.coords for one in scored.values())
     rows = []
@@ -46,7 +46,7 @@ def joined(scored: Mapping[str, xr.Dataset]) -> xr.Dataset:
     result = xr.concat(
         rows, METHOD, coords="minimal", compat="override", join="override", combine_attrs="drop_conflicts"
     )
-    # Strings as objects: Zarr has a specification for strings of any length only.
+    # Strings are objects here: Zarr specifies only strings of any length.
     names = (METHOD, np.array(list(scored), dtype=object), {"long_name": "method"})
     result = result.assign_coords({METHOD: names})
     if has_crps:
@@ -58,6 +58,6 @@ def joined(scored: Mapping[str, xr.Dataset]) -> xr.Dataset:
             key: value for key, value in labels[0].items() if all(other.get(key) == value for other in labels)
         }
         if "long_name" not in result[name].attrs:
-            # CRPS are of members and of Gaussians, spreads of methods that call them differently.
+            # Long names differ: a CRPS is that of members or of a Gaussian, and methods name their spreads differently.
             result[name].attrs["long_name"] = CRPS_NAME if name == "crps" else str(name).replace("_", " ")
     return result

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def against_observations(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
-    """Mean and variance of innovations and residuals, and the variances of errors that they speak of.
+    """Mean and variance of innovations and residuals, and the variances of errors that follow from them.
 
-    A run has a forecast and an analysis here.
+    The run must have a forecast and an analysis.
 
     Parameters
     ----------
     pair : Pair
     dims : list of str
-        Of trajectory and time, to average over.
+        Dims to average over: trajectory, time or both.
     """
     y, setup, run, scores = pair.labelled.observation, pair.labelled.setup, pair.run, _Scores(pair, dims)
     means: dict[str, xr.DataArray] = {}
@@ -68,14 +68,14 @@ def against_observations(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
 
 
 class _Scores:
-    """Means over what is observed, made into scores; for each field where several are observed at their sites.
+    """Means over the observations, made into scores; one for each field if several fields are observed at their sites.
 
     Attributes
     ----------
     made : dict of str to Score
     observed : xarray.DataArray of bool, dims of the observations
     count : xarray.DataArray of int
-        Observations that a mean is of.
+        Number of observations in each mean.
     """
 
     def __init__(self, pair: Pair, dims: list[Hashable]) -> None:
@@ -85,7 +85,7 @@ class _Scores:
         self.made: dict[str, Score] = {}
         self.observed = observed = y.notnull()
         self.count = count = self._total(observed)
-        # A time or a field without an observation has no score, and needs no warning while others have one.
+        # A time or a field without an observation has no score. It needs no warning if others have a score.
         self.without = xr.zeros_like(count, dtype=bool) if TIME in dims else count == 0
         if self.by_field:
             self.without = self.without | ~self.means.each(lambda _, of_field: of_field.any(), observed)
@@ -102,13 +102,13 @@ class _Scores:
         return self.means.each(lambda _, of_field: of_field.sum(self.over, skipna=False), value)
 
     def mean(self, value: xr.DataArray) -> xr.DataArray:
-        """Mean over the observations: where nothing is observed drops out; where a run is lost, NaN stays."""
+        """Mean over the observations. What is not observed is left out; where a run is lost, the mean is NaN."""
         return self._total(value.where(self.observed, 0.0)) / self.count.where(self.count > 0)
 
     def add(
         self, name: str, value: xr.DataArray, long_name: str, power: int, *causes: Cause, always: Sequence[Cause] = ()
     ) -> None:
-        """Make a score of a mean in units to a power; of several fields also of the mean over them."""
+        """Make a score of a mean, in the state's units to a power; for several fields also of the mean over fields."""
         units = to_power(self.means.units or "", power) if self.means.units or not power else None
         broken = ~xr.ufuncs.isfinite(value) & ~(self.without & self.observed.any())
         causes = (*self.causes, *causes)
@@ -122,11 +122,11 @@ class _Scores:
 
 
 def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
-    """H of labelled states, lazily; the states themselves where sites are observed."""
+    """H of labelled states, lazily; the states themselves if sites are observed."""
     if setup.observing.direct:
         return states
     dims, observing = setup.dynamics.dims, setup.observing
-    # An H that moves is that of its time: blocks are told which times they hold.
+    # H may change in time: each block gets the positions of its times.
     index = xr.DataArray(np.arange(states.sizes[TIME]), dims=[TIME])
     observed: xr.DataArray = xr.apply_ufunc(
         _observe,

@@ -1,4 +1,4 @@
-"""A record and runs on it, matched: what every score of a run is made from."""
+"""A record matched with runs on it: the input of every score of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPREADS, MEMBERS = ("forecast_spread", "spread"), ("members", "forecast_members"
 
 
 class Names(NamedTuple):
-    """What a run calls an estimate of the state, its standard deviation and its members."""
+    """Names in a run: of an estimate of the state, of its standard deviation and of its members."""
 
     estimate: str
     spread: str
@@ -43,14 +43,17 @@ ESTIMATES = {
 
 @dataclass(frozen=True)
 class ScoredRecord:
-    """A record as scores take it; several runs share it, so that it is read once.
+    """A record as scores take it. Several runs share it, so that it is read once.
 
     Attributes
     ----------
     whole : LabelledRecord
+    whole : LabelledRecord
+        The record with burn-in.
     labelled : LabelledRecord
-        Burn-in left out, values of a type to compute in.
+        The record without burn-in, in a dtype to compute in.
     burn_in : int
+        Number of cycles that are left out.
     """
 
     whole: LabelledRecord
@@ -64,7 +67,7 @@ class ScoredRecord:
 
     @cached_property
     def error_variance(self) -> xr.DataArray:
-        """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
+        """Diagonal of R, on the dims of the observations of one time, or of all times if R differs in time."""
         y, observing = self.labelled.observation, self.labelled.setup.observing
         dims, shape = (y.dims[1:], y.shape[1:]) if observing.error_in_time else (y.dims[2:], y.shape[2:])
         values = tensor_to_array(observing.error_variance())
@@ -74,7 +77,7 @@ class ScoredRecord:
 
     @cached_property
     def of_truth(self) -> tuple[Cause, ...]:
-        """What is told of the truth whether or not a score is broken: fill values, another dynamics."""
+        """Causes in the truth that a warning names even if no score is broken: fill values, another dynamics."""
         truth = self.labelled.truth
         if truth is None:
             return ()
@@ -85,7 +88,7 @@ class ScoredRecord:
 
     @cached_property
     def of_observation(self) -> tuple[Cause, ...]:
-        """What is told of the observations whether or not a score is broken: fill values."""
+        """Causes in the observations that a warning names even if no score is broken: fill values."""
         return (fills(self.labelled.observation, "observation"),)
 
     @cached_property
@@ -103,22 +106,22 @@ class ScoredRecord:
 
 @dataclass(frozen=True)
 class Pair:
-    """A record and a run on it under the record's labels, burn-in left out.
+    """A record and a run on it with the record's labels, without burn-in.
 
     Attributes
     ----------
     record : ScoredRecord
     run : xarray.Dataset
-        The estimate that is scored, as `analysis`, and where the run has them its `spread` and `members`; beside an
-        analysis also the forecast's. Dims (trajectory, time, *state), and `member` last.
+        The estimate that is scored, under the name `analysis`, and its `spread` and `members` if the run has them;
+        beside an analysis also those of the forecast. Dims (trajectory, time, *state), and `member` last.
     names : dict of str to str
-        What the run itself calls these.
+        The names of these variables in the run.
     flags : xarray.DataArray of bool or None, dims (trajectory, time)
-        The run's `diverged`, burn-in too.
+        The run's `diverged`, also during burn-in.
     attributes : dict
-        The run's.
+        The attributes of the run.
     left_out : xarray.DataArray of bool or None, dims (time,)
-        Times at the end for which a smoother has nothing; None where an analysis or a forecast is scored.
+        Times at the end for which a smoother has no states; None if an analysis or a forecast is scored.
     """
 
     record: ScoredRecord
@@ -130,7 +133,7 @@ class Pair:
 
     @property
     def labelled(self) -> LabelledRecord:
-        """The record, burn-in left out."""
+        """The record without burn-in."""
         return self.record.labelled
 
     @property
@@ -145,25 +148,25 @@ class Pair:
 
     @cached_property
     def scales(self) -> xr.DataArray:
-        """The error of each field, dims (field,), of a state of several."""
+        """The error of each field, dims (field,), for a state of several fields."""
         labelled = self.labelled
         states = self.run["analysis"] if labelled.truth is None else labelled.truth
         observation = labelled.observation if labelled.setup.observing.direct else None
         return error_scales(self.means, observation, self.record.error_variance, states)
 
     def mean(self, values: xr.DataArray, dims: Sequence[Hashable]) -> xr.DataArray:
-        """Mean over trajectories and times that are not left out; NaN where another value is NaN."""
+        """Mean over trajectories and over the times that are not left out; NaN if a value at these times is NaN."""
         if self.left_out is None or TIME not in dims:
             average: xr.DataArray = values.mean(dims, skipna=False)
             return average
         if not set(self.state) & set(values.dims):
             values = values.where(~self.left_out)
-        # Sums and counts of blocks: no block of states has to wait for what is left out.
+        # Sums and counts of blocks are taken: no block of states has to wait for `left_out`.
         count, total = values.notnull().sum(dims), values.sum(dims, skipna=True)
         return (total / count.where(count == self.cases(dims))).astype(values.dtype, copy=False)
 
     def cases(self, dims: Sequence[Hashable]) -> Any:
-        """How many trajectories and times a mean is of: a number, or a lazy one of a smoother's lazy run."""
+        """Number of trajectories and times in a mean; it is lazy for the lazy run of a smoother."""
         sizes = self.labelled.observation.sizes
         number = math.prod(sizes[dim] for dim in dims)
         if self.left_out is None or TIME not in dims:
@@ -178,7 +181,7 @@ class Pair:
         causes: Sequence[Cause] = (),
         always: Sequence[Cause] = (),
     ) -> Score:
-        """Make a score; it is not broken at times that are left out."""
+        """Make a score. Times that are left out do not break it."""
         if self.left_out is None or TIME not in value.dims:
             return Score(value, long_name, units, causes, always)
         broken = ~xr.ufuncs.isfinite(value) & ~self.left_out
@@ -195,11 +198,11 @@ class Pair:
         always: Sequence[Cause] = (),
         root: bool = False,
     ) -> dict[str, Score]:
-        """A score averaged over trajectories and times; of several fields with the mean over them, `root` of squares.
+        """Average a score over trajectories and times, and over fields; with `root`, over the squares of the fields.
 
         Parameters
         ----------
-        by_time : xarray.DataArray, dims (trajectory, time), and field where there are several
+        by_time : xarray.DataArray, dims (trajectory, time), and field if there are several
         """
         units = self.means.units
         scores = {name: self.as_score(self.mean(by_time, dims), long_name, units, causes, always)}
@@ -215,15 +218,15 @@ class Pair:
 
     @property
     def crps_of(self) -> str:
-        """What the CRPS is of, the most that the run tells; "" where it tells nothing of its errors."""
+        """What the CRPS is computed from: "members", "Gaussian", or "" if the run has neither members nor a spread."""
         return "members" if "members" in self.run else "Gaussian" if "spread" in self.run else ""
 
     def lost(self) -> xr.DataArray:
-        """Where a trajectory has diverged, dims (trajectory, time): as the run says, or where it is not finite."""
+        """Where a trajectory has diverged, dims (trajectory, time): by its flags, or where it is not finite."""
         return self._explained(_not_finite(self.run["analysis"])) if self.flags is None else self._later_flags()
 
     def _explained(self, broken: xr.DataArray) -> xr.DataArray:
-        """What is not finite, without the times that are left out."""
+        """Where values are not finite, without the times that are left out."""
         return broken if self.left_out is None else broken & ~self.left_out
 
     def _later_flags(self) -> xr.DataArray:
@@ -236,13 +239,13 @@ class Pair:
         return Cause(diverged, lambda: (self.flags if self.flags is not None else xr.zeros_like(self.lost()),))
 
     def gaps_of(self, name: str, observed: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
-        """The cause that a variable of the run is not finite, though nothing has diverged.
+        """The cause that a variable of the run is not finite although nothing has diverged.
 
         Parameters
         ----------
         name : str
         observed : callable, optional
-            Gives the variable in observation space, and where observations exist. Other places do not matter.
+            Returns the variable in the space of observations, and where observations exist. Only these places count.
         """
         if observed is None and name in self._gaps:
             return self._gaps[name]
@@ -252,10 +255,10 @@ class Pair:
             broken = self._explained(_not_finite(values, where))
             return (broken,) if self.flags is None else (broken, self._later_flags())
 
-        own = self.names[name]
-        what = f"the run's {own!r} has NaN or infinite values"
+        in_run = self.names[name]
+        what = f"the run's {in_run!r} has NaN or infinite values"
         if name in SPREADS:
-            what = f"the run's {own!r} has values that are NaN, infinite or negative"
+            what = f"the run's {in_run!r} has values that are NaN, infinite or negative"
         if self.flags is not None:
             what += " where nothing has diverged"
         cause = Cause(gaps(what, "expected numbers: was the run cut short, or merged with other labels?"), evidence)
@@ -265,12 +268,12 @@ class Pair:
 
     @cached_property
     def _gaps(self) -> dict[str, Cause]:
-        """Causes that were asked for: scores that share one warn of it once."""
+        """Causes that were made: scores that share a cause warn of it once."""
         return {}
 
 
 def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.DataArray:
-    """Whether some value at a time is no finite number, dims (trajectory, time)."""
+    """Whether some value at a time is not finite, dims (trajectory, time)."""
     broken = ~xr.ufuncs.isfinite(values)
     if where is not None:
         broken = broken & where
@@ -279,12 +282,12 @@ def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.D
 
 
 def read_scored(ds: xr.Dataset, burn_in: int, words: RecordWords) -> ScoredRecord:
-    """Read a record, and leave burn-in out.
+    """Read a record, and leave out burn-in.
 
     Raises
     ------
     TypeError, ValueError
-        If the record cannot be read, or burn-in leaves nothing.
+        If the record cannot be read, or no cycle is left after burn-in.
     """
     labelled = read(ds, **words)
     cycles = labelled.observation.sizes[TIME]
@@ -302,7 +305,7 @@ def read_scored(ds: xr.Dataset, burn_in: int, words: RecordWords) -> ScoredRecor
 
 
 def match(record: ScoredRecord, run: xr.Dataset, which: str, *, forecast: bool = False, what: str = "run") -> Pair:
-    """Bring a run to the labels of a record, and leave burn-in out.
+    """Give a run the labels of a record, and leave out burn-in.
 
     Parameters
     ----------
@@ -320,8 +323,8 @@ def match(record: ScoredRecord, run: xr.Dataset, which: str, *, forecast: bool =
     TypeError, ValueError
         If the run cannot be read, or it does not fit the record.
     """
-    labelled, own = record.whole, ESTIMATES[which]
-    names = {"analysis": own.estimate, "spread": own.spread, "members": own.members}
+    labelled, scored = record.whole, ESTIMATES[which]
+    names = {"analysis": scored.estimate, "spread": scored.spread, "members": scored.members}
     needed = ["analysis"]
     if forecast:
         names |= dict(zip(("forecast", "forecast_spread", "forecast_members"), ESTIMATES["forecast"], strict=True))
@@ -333,12 +336,12 @@ def match(record: ScoredRecord, run: xr.Dataset, which: str, *, forecast: bool =
         )
     held = _read(labelled, run, names, needed, what)
     unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in held.items()}
-    # Members stay as they are: the kernels cast them piece by piece.
+    # Members keep their dtype: the kernels convert them piece by piece.
     arranged = {name: values if name in MEMBERS else _cast(values) for name, values in unlabelled.items()}
-    # A negative number is no spread: it counts as missing.
+    # A negative number is no spread. It counts as missing.
     arranged |= {name: values.where(values >= 0) for name, values in arranged.items() if name in SPREADS}
     flags = _flags(labelled, run)
-    # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
+    # The run gets the record's labels: with equal coordinates, arithmetic drops no times.
     labels = {name: labelled.observation[name] for name in (TRAJECTORY, TIME)}
     later = {TIME: slice(record.burn_in, None)}
     left_out = None
@@ -353,19 +356,19 @@ def match(record: ScoredRecord, run: xr.Dataset, which: str, *, forecast: bool =
 def _read(
     labelled: LabelledRecord, run: xr.Dataset, names: Mapping[str, str], needed: Sequence[str], what: str
 ) -> dict[str, xr.DataArray]:
-    """Variables of a run by the names that scores have for them: the needed ones, and those of the others it holds."""
-    own = [names[name] for name in needed]
-    found = read_run(labelled, run, own, what)  # which refuses what is no run
-    others = held_in(labelled, run, [name for name in names.values() if name not in own])
+    """Variables of a run, by the names in scores: the needed ones, and the others if the run holds them."""
+    in_run = [names[name] for name in needed]
+    variables = read_run(labelled, run, in_run, what)  # which refuses anything but a run
+    others = held_in(labelled, run, [name for name in names.values() if name not in in_run])
     with_members = [name for name in others if any(name == one.members for one in ESTIMATES.values())]
-    found |= read_run(labelled, run, [name for name in others if name not in with_members], what)
+    variables |= read_run(labelled, run, [name for name in others if name not in with_members], what)
     for name in with_members:
-        found[name] = _members(labelled, run, name, what)
-    return {name: found[own] for name, own in names.items() if own in found}
+        variables[name] = _members(labelled, run, name, what)
+    return {name: variables[of_run] for name, of_run in names.items() if of_run in variables}
 
 
 def _without_estimate(values: xr.DataArray, flags: xr.DataArray | None, analysis: xr.DataArray | None) -> xr.DataArray:
-    """Times at the end of a run for which a smoother has nothing though no trajectory is lost, dims (time,)."""
+    """Times at the end of a run for which a smoother has no states although no trajectory is lost, dims (time,)."""
     over = [dim for dim in values.dims if dim != TIME]
     nothing = values.isnull().all(over)
     if flags is not None:
@@ -380,7 +383,7 @@ def _without_estimate(values: xr.DataArray, flags: xr.DataArray | None, analysis
         dask="parallelized",
         output_dtypes=[bool],
     )
-    return at_end & ~at_end.all()  # where there is nothing at all, that is told
+    return at_end & ~at_end.all()  # if no time has a state, a warning says so
 
 
 def _members(labelled: LabelledRecord, run: xr.Dataset, name: str, what: str) -> xr.DataArray:
@@ -392,7 +395,7 @@ def _members(labelled: LabelledRecord, run: xr.Dataset, name: str, what: str) ->
 
 
 def _cast(values: xr.DataArray) -> xr.DataArray:
-    """Values in a type to compute in: half precision would overflow in the squares."""
+    """Convert values to a dtype to compute in: squares would overflow in half precision."""
     return values.astype(kernels.working_dtype(values.dtype), copy=False)
 
 

@@ -1,4 +1,4 @@
-"""Scores of a run against the truth: over the state, at each site, and scores that a caller adds."""
+"""Scores of a run against the truth: over the state, at each site, and scores of the caller."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BY_SITE = "root of the mean square over the dims averaged, at each site"
 
 
 class _Crps(NamedTuple):
-    """A CRPS: its kernel, the run's variables that it takes beside the truth, and what it is of in words."""
+    """A CRPS: its kernel, the variables of the run that the kernel takes beside the truth, and a name in words."""
 
     kernel: Callable[..., Any]
     inputs: tuple[str, ...]
@@ -40,7 +40,7 @@ _CRPS = {
 
 
 def against_truth(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
-    """RMSE, mean absolute error and, of a run that tells of its errors, CRPS; none without a truth."""
+    """RMSE and mean absolute error; also the CRPS if the run has members or a spread. Empty without a truth."""
     x, run, means = pair.labelled.truth, pair.run, pair.means
     if x is None:
         return {}
@@ -103,10 +103,10 @@ def by_site(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
             of_run = (*causes, pair.gaps_of(name))
             root = xr.ufuncs.sqrt(pair.mean(error**2, dims))
             always = pair.record.of_truth if not prefix else ()
-            own = pair.names[name]
-            scores[f"{prefix}rmse"] = pair.as_score(root, f"{own} RMSE: {BY_SITE}", units, of_run, always)
+            in_run = pair.names[name]
+            scores[f"{prefix}rmse"] = pair.as_score(root, f"{in_run} RMSE: {BY_SITE}", units, of_run, always)
             bias = pair.mean(error, dims)
-            scores[f"{prefix}bias"] = pair.as_score(bias, f"mean of {own} minus truth", units, of_run)
+            scores[f"{prefix}bias"] = pair.as_score(bias, f"mean of {in_run} minus truth", units, of_run)
         gaps = (*causes, pair.gaps_of("analysis"))
         value = pair.mean(_of_site(kernels.absolute_error, x, [run["analysis"]]), dims)
         scores["mean_absolute_error"] = pair.as_score(value, _absolute(pair), units, gaps)
@@ -125,7 +125,7 @@ def by_site(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
         count = observed.sum(dims)
         for name, of in (("innovation", "forecast"), ("residual", "analysis")):
             difference = (y - run[of]).where(observed, 0.0).sum(dims, skipna=False) / count.where(count > 0)
-            broken = ~xr.ufuncs.isfinite(difference) & (count > 0)  # elsewhere nothing is observed
+            broken = ~xr.ufuncs.isfinite(difference) & (count > 0)  # with a count of 0 nothing is observed
             label = f"mean of observation minus {of}"
             scores[f"{name}_mean"] = Score(difference, label, units, (pair.diverged, pair.gaps_of(of)), broken=broken)
     return scores
@@ -145,11 +145,12 @@ def also_scored(
 
 
 def check_also(also: Any) -> None:
-    """Refuse what is no list of scores.
+    """Refuse `also` if it is no list of scores.
 
     Raises
     ------
     TypeError, ValueError
+        If `also` is no list, or an entry is neither a StateScore nor the name of a score.
     """
     if not isinstance(also, (list, tuple)):
         raise TypeError(f"also={shown(also)}: expected a list of xdan.StateScore(function, long_name)")
@@ -161,7 +162,7 @@ def check_also(also: Any) -> None:
 
 
 def _of_states(pair: Pair, dims: list[Hashable], one: kernels.StateScore, taken: Mapping[str, Score]) -> Score:
-    """A score of the caller's."""
+    """A score that the caller defines."""
     variables = {str(name): values for name, values in pair.run.items()}
     if pair.labelled.truth is not None:
         variables["truth"] = pair.labelled.truth
@@ -186,7 +187,7 @@ def _of_states(pair: Pair, dims: list[Hashable], one: kernels.StateScore, taken:
 
 
 def _energy(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
-    """Energy score of the members, for each field where there are several, and of all fields together."""
+    """Energy score of the members; for several fields, of each field and of all fields together."""
     x, means, run = pair.labelled.truth, pair.means, pair.run
     if x is None or "members" not in run:
         lacks = "the truth, which the record lacks" if x is None else f"the run's {pair.names['members']!r}"
@@ -228,7 +229,7 @@ def _energy(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
 
 
 def _shares(part: FieldPart, state: xr.DataArray) -> xr.DataArray:
-    """Share of each point of a field in a mean, on the dims of one state."""
+    """Weight of each point of a field in a mean, on the dims of one state."""
     even = np.full(state.shape, 1 / part.size)
     return xr.DataArray(even if part.weights is None else part.weights, dims=state.dims)
 
@@ -267,7 +268,7 @@ def _of_site(kernel: Callable[..., Any], x: xr.DataArray, inputs: list[xr.DataAr
 
 
 def spreads(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
-    """Root mean variance of what the run says of its errors."""
+    """Root of the mean variance that the run states for its errors."""
     scores: dict[str, Score] = {}
     for name in pair.spreads:
         spread = pair.run[name]

@@ -1,4 +1,4 @@
-"""Scores of runs: against the truth of a twin, and against the observations alone."""
+"""Scores of runs against the truth of a twin, and against the observations alone."""
 
 from __future__ import annotations
 
@@ -34,70 +34,81 @@ def score(
     which: str = "analysis",
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Score a run, or several.
+    """Score one run or several runs.
 
     Parameters
     ----------
     {scored}
     run : xarray.Dataset or mapping of name to Dataset
-        Of `cycle` or `baseline`; or any `forecast` and `analysis` on the record's coordinates. Of a mapping the scores
-        have the dim `method`, and `.to_pandas()` is a table with a row for each run; one is `.sel({"method": name})`.
+        Run of `cycle` or `baseline`, or any Dataset with `forecast` and `analysis` on the record's coordinates. With a
+        mapping, the scores have the dim `method`: `.to_pandas()` makes a table with a row for each run, and
+        `.sel({"method": name})` selects a run.
     {averaged}
     along : {"state", "site"}
-        "state" takes the root of the mean over the state at each time, and averages that. "site" gives maps: the root
-        of the mean over `dim` at each site.
+        "state" takes the root of the mean square over the state at each time, and averages these roots. "site" makes
+        maps: at each site, the root of the mean square over `dim`.
     {burn_in}
     also : sequence of StateScore or {"energy"}
-        Your scores of whole states, averaged beside the others. "energy" is the `energy_score` of the members, in its
-        fair form. Its distance of two states is the root of the mean square over the state, so that one member has its
-        RMSE. It takes O(m^2 N) operations for m members of N variables.
+        Further scores of whole states, which are averaged as the others are. "energy" is the `energy_score` of the
+        members, in its fair form. Its distance between two states is the root of the mean square difference over the
+        state. So the energy score of a single member is its RMSE. It takes O(m^2 N) operations for m members of N
+        components.
     which : {"analysis", "smoothed"}
-        What is scored. "smoothed" takes the run's `smoothed`, `smoothed_spread` and `smoothed_members` in the
-        analysis's place, and leaves out what is of the forecast or of observations alone. Times at the end of the
-        record for which the run has no smoothed state are in no mean; `times_left_out` counts them.
+        The estimate that is scored. "smoothed" takes the run's `smoothed`, `smoothed_spread` and `smoothed_members` in
+        the place of the analysis, and leaves out the scores of the forecast and those from observations alone. Times at
+        the end of the record without a smoothed state are in no mean; `times_left_out` counts them.
     {words}
 
     Returns
     -------
     xarray.Dataset
-        With a truth: `rmse` of the analysis, its standard error where trajectories are averaged, `forecast_rmse`, and
-        `mean_absolute_error` of the analysis. A run that tells of its errors has `crps`: of the members where it keeps
-        them, in its fair form, else of a Gaussian of its spread. These are two scores: the coordinate `crps_of`,
-        "members" or "Gaussian", says which. With a spread: `spread`, `forecast_spread`. From observations
-        alone: `innovation_mean` and `innovation_variance` of y - H x_f and, with a spread,
-        `innovation_variance_expected` (where sites are observed) and `consistency`, the variance over the expected one,
-        1 for a consistent method; `residual_mean` and `residual_variance` of y - H x_a; and two diagnosed variances,
-        which for a consistent method are those in use: `error_variance_diagnosed`, the mean of
-        (y - H x_a)(y - H x_f), of R (`error_variance`), and `forecast_variance_diagnosed`, the mean of
-        (H x_a - H x_f)(y - H x_f), of H P_f H^T (`forecast_variance`, with a spread where sites are observed).
-        `diverged` counts lost trajectories: their scores, and means over them, are NaN.
+        Scores in the state's units, or the units' square for a variance. With a truth:
 
-        Means over the state are by area, where the points of a field's geometry differ in it; those of observations
-        count each the same. Of several fields each score has the dim `field`, and beside it stands its mean over the
-        fields, named `rmse_total` and so on, in units of each field's error: each field counts the same, however many
-        points it has. A field's error is the root of the mean variance of its observations' errors; where nothing of
-        it is observed, or observations are no sites, the deviation of its truth (of the analysis without a truth).
+        - `rmse` of the analysis, `rmse_standard_error` if trajectories are averaged, and `forecast_rmse`;
+        - `mean_absolute_error` of the analysis;
+        - `crps`: the fair CRPS of the members if the run keeps them, else the CRPS of a Gaussian with the run's spread.
+          These are two different scores: the coordinate `crps_of`, "members" or "Gaussian", says which it is.
 
-        With `along="site"`: `rmse`, `bias` (analysis minus truth), `mean_absolute_error`, `forecast_rmse`,
-        `forecast_bias`, `crps`, `spread`, `forecast_spread`, `innovation_mean` and `residual_mean` on the field's own
-        dims; of several fields one variable for each, `rmse_h`.
+        With a spread: `spread` and `forecast_spread`, the roots of the mean variances. From observations alone:
 
-        A score that some of several runs lack is NaN for these, and their `crps_of` is "". Attributes that differ are
-        left out.
+        - `innovation_mean` and `innovation_variance`: of y - H x_f;
+        - `innovation_variance_expected`, if the run has a spread and sites are observed; and `consistency`, which is
+          `innovation_variance` divided by its expected value, 1 for a consistent method;
+        - `residual_mean` and `residual_variance`: of y - H x_a;
+        - `error_variance_diagnosed`: the mean of (y - H x_a)(y - H x_f). For a consistent method it equals
+          `error_variance`, the mean variance in R;
+        - `forecast_variance_diagnosed`: the mean of (H x_a - H x_f)(y - H x_f). For a consistent method it equals
+          `forecast_variance`, the mean variance in H P_f H^T, which is there with a spread if sites are observed.
+
+        `diverged` is the number of lost trajectories. Their scores, and means over them, are NaN.
+
+        Means over the state are weighted by area if the points of a field differ in area. All observations have equal
+        weights. With several fields, each score has the dim `field`. The mean of a score over the fields is named
+        `rmse_total` and so on. In this mean the score of each field is divided by the field's error, and all fields
+        have equal weights. A field's error is the root of the mean variance of its observations' errors. If a field is
+        not observed, or observations do not lie at sites, it is the standard deviation of the field's truth, or of its
+        analysis if there is no truth.
+
+        With `along="site"`: `rmse`, `bias` (mean of analysis minus truth), `mean_absolute_error`, `forecast_rmse`,
+        `forecast_bias`, `crps`, `spread`, `forecast_spread`, `innovation_mean` and `residual_mean` on the dims of the
+        field. Several fields have one variable each, such as `rmse_h`.
+
+        With several runs, a score that a run lacks is NaN, and the run's `crps_of` is "". Attributes that differ
+        between runs are left out.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, a run does not fit the record, burn-in leaves nothing, or a score in `also` takes
-        what record and run lack.
+        If an argument is wrong, a run does not fit the record, no cycle is left after burn-in, or a score in `also`
+        takes a variable that record and run lack.
 
     Warns
     -----
     XdanWarning
-        Where a score is not finite, with the cause that is seen: trajectories that diverged, gaps in truth or run,
-        nothing observed. Where the RMSE of the beginning is far from the rest, with a burn-in that leaves it out. Where
-        `smoothed` lies at the time of the analysis, as in runs of early versions. For lazy data when the scores are
-        computed.
+        If a score is not finite. The warning names the cause: trajectories that diverged, gaps in truth or run, or no
+        observations. If the RMSE of the beginning is far from the rest; the warning names a burn-in that leaves the
+        beginning out. If `smoothed` lies at the time of the analysis, as in runs of early versions. Lazy data warn
+        when the scores are computed.
 
     References
     ----------
@@ -135,7 +146,7 @@ def _scored(
     pair: Pair, dims: list[Hashable], along: str, also: Sequence[kernels.StateScore | str], head: str, *, again: bool
 ) -> xr.Dataset:
     """Scores of one run."""
-    with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause if a score is not finite
         if along == "site":
             scores = by_site(pair, dims)
         else:
@@ -148,7 +159,7 @@ def _scored(
     if pair.left_out is not None:
         label = "times at the end without a smoothed state"
         scores["times_left_out"] = Score(pair.left_out.sum(), label, "1")
-    # A label left over from a selection gives way to a score of its name.
+    # A scalar label that is left from a selection is dropped if a score has its name.
     made = with_warnings(scores, head, again=again)
     values = {name: value.drop_vars(set(value.coords) & set(scores)) for name, value in made.items()}
     result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
@@ -159,7 +170,7 @@ def _scored(
     if along == "site":
         result = _unpacked(result, pair)
     if "crps" in scores:
-        # A string as an object: Zarr has a specification for strings of any length only.
+        # The string is an object here: Zarr specifies only strings of any length.
         result = result.assign_coords(crps_of=xr.Variable((), np.array(pair.crps_of, dtype=object), CRPS_OF))
     return result.assign_attrs(
         title=f"scores of {pair.attributes.get('method', 'a run')}",
@@ -170,13 +181,13 @@ def _scored(
 
 
 def _unpacked(scores: xr.Dataset, pair: Pair) -> xr.Dataset:
-    """Scores of sites on the dims and coordinates of their fields; of several fields a variable for each."""
+    """Scores of sites on the dims and coordinates of their fields; several fields have one variable each."""
     labelled, means = pair.labelled, pair.means
     model = labelled.setup.dynamics
     if not means.several:
         coordinates: dict[Any, Any] = {**state_coordinates(model)}
         for source in (labelled.truth, labelled.observation):
-            if source is not None:  # labels of the user's own, such as longitudes
+            if source is not None:  # labels that the user chose, such as longitudes
                 coordinates |= {dim: source[dim] for dim in means.dims if dim in source.coords}
         return scores.assign_coords({dim: coordinates[dim] for dim in means.dims})
     variables: dict[Hashable, xr.DataArray] = {}

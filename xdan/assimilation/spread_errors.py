@@ -1,4 +1,4 @@
-"""The spread of a run beside its error, by bins of the spread."""
+"""The spread of a run compared with its error, in bins of the spread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .score_fields import FieldPart
 from .score_pair import ESTIMATES, Pair
 
 _BIN = "bin"
-_GROUPS = 16  # of trajectories, from which standard errors come
+_GROUPS = 16  # number of groups of trajectories from which standard errors are computed
 
 
 @shares_words
@@ -36,17 +36,17 @@ def spread_error(
     which: str = "analysis",
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Compare a run's spread with its error, by bins of the spread: of a reliable run they are equal in every bin.
+    """Compare a run's spread with its error, in bins of the spread. For a reliable run both are equal in every bin.
 
     Parameters
     ----------
     {scored}
     run : xarray.Dataset or mapping of name to Dataset
-        Of `cycle` or `baseline`, with a spread. Of a mapping the result has the dim `method`.
+        Run of `cycle` or `baseline`, with a spread. With a mapping of names to runs, the result has the dim `method`.
     bins : int or sequence of float
-        How many bins with about as many values each; or their edges, in the state's units, ascending. With a number,
-        edges are powers of 2^(1/32), which is 2.2 %, so that lazy data are read once, and a bin may be empty where
-        spreads are alike.
+        Number of bins, with nearly equal numbers of values; or the edges of the bins, ascending, in the state's units.
+        With a number, each edge is a power of 2^(1/32), so that edges are 2.2 % apart. In this way lazy data are read
+        only once. A bin may be empty if many spreads are nearly equal.
     {burn_in}
     which : {"analysis", "forecast", "smoothed"}
         The estimate whose spread and error are compared.
@@ -55,21 +55,28 @@ def spread_error(
     Returns
     -------
     xarray.Dataset
-        Along `bin`, for each field where there are several, and along `method` for several runs: `spread`, the root of
-        the mean square spread; `rmse`, the root of the mean square error of the estimate; `rmse_standard_error`, over
-        up to 16 groups of trajectories, NaN where there is one trajectory; `expected_rmse`, sqrt((m + 1) / m) times the
-        spread for m members, which a truth that is one more draw of the ensemble gives, and the spread itself of a run
-        that has none; `count`, by area where areas differ; `lower` and `upper`, the edges. Empty bins are NaN.
+        Variables along `bin`, also along `field` for several fields and along `method` for several runs, in the state's
+        units:
+
+        - `spread`: the root of the mean square spread;
+        - `rmse`: the root of the mean square error of the estimate;
+        - `rmse_standard_error`: from up to 16 groups of trajectories; NaN for one trajectory;
+        - `expected_rmse`: sqrt((m + 1) / m) times the spread for m members, the RMSE if the truth is one more draw of
+          the ensemble; the spread itself for a run without members;
+        - `count`: the number of values, weighted by area if areas differ;
+        - `lower` and `upper`: the edges of the bin.
+
+        Empty bins are NaN.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, a run has no spread or the record no truth.
+        If an argument is wrong, a run has no spread, or the record has no truth.
 
     Warns
     -----
     XdanWarning
-        Where truth or run are NaN: these are not counted.
+        If truth or run are NaN. These cases are not counted.
 
     References
     ----------
@@ -99,11 +106,12 @@ def spread_error(
 
 
 def _bins(bins: Any) -> tuple[int, Array | None]:
-    """How many bins, and their edges where they are the caller's.
+    """The number of bins, and their edges if the caller passed edges.
 
     Raises
     ------
     TypeError, ValueError
+        If `bins` is neither a positive integer nor ascending edges.
     """
     if isinstance(bins, (str, Mapping)) or not hasattr(bins, "__len__"):
         return integer("bins", bins, least=1), None
@@ -131,13 +139,13 @@ def _spread_error(pair: Pair, bins: int, edges: Array | None, name: str, *, agai
     bounds = kernels.fine_edges() if edges is None else edges
 
     def binned(sums: Array) -> tuple[Array, ...]:
-        """The columns of the table, and what was counted in all."""
+        """The columns of the table, and the total count."""
         everything = np.full(bins, sums[..., 0].sum())
         if edges is None:
             sums, starts = kernels.merged_bins(sums, bins)
             ends = np.append(bounds, np.inf)[starts]
         else:
-            sums, ends = sums[:, :-1], edges  # what lies above the last edge is in no bin
+            sums, ends = sums[:, :-1], edges  # values above the last edge are in no bin
         made = kernels.spread_error(sums)
         made |= {"lower": ends[:-1], "upper": ends[1:]}
         if edges is None:  # an empty bin has no edges
@@ -163,7 +171,7 @@ def _spread_error(pair: Pair, bins: int, edges: Array | None, name: str, *, agai
     nowhere = xr.zeros_like(columns["count"], dtype=bool)  # an empty bin needs no warning
     scores = {one: Score(columns[one], *words[one], broken=nowhere) for one in words}
     everything, dims = table.isel(column=-1, drop=True), (TRAJECTORY, TIME)
-    if edges is None:  # values beyond edges of the caller's are left out on purpose
+    if edges is None:  # values beyond the caller's edges are left out on purpose
         scores["count"] = counted(pair, columns["count"], everything, dims, words["count"][0], ("analysis", "spread"))
     result = told(scores, pair, name, again=again)
     members = _members_of(pair)
@@ -176,12 +184,12 @@ def _spread_error(pair: Pair, bins: int, edges: Array | None, name: str, *, agai
 
 
 def _members_of(pair: Pair) -> int | None:
-    """How many members the run's ensemble has; None where it has none, or does not say."""
+    """Number of members of the run's ensemble; None if it has none, or the attributes do not tell."""
     if MEMBER in pair.run.sizes:
         return int(pair.run.sizes[MEMBER])
     try:
         count = json.loads(str(pair.attributes.get("method_parameters", "{}"))).get("members")
-    except (AttributeError, ValueError):  # attributes of the user's own
+    except (AttributeError, ValueError):  # attributes that the user wrote
         return None
     return count if isinstance(count, int) and count > 1 else None
 
@@ -194,7 +202,7 @@ def _summed(
     edges: Array,
     state: list[Hashable],
 ) -> xr.DataArray:
-    """Sums of a field by groups of trajectories and bins of spread, dims (group, fine, sum); a task for each block."""
+    """Sums of a field by groups of trajectories and bins of spread, dims (group, fine, sum). Each block is a task."""
     weights = None if part.weights is None else part.weights * part.size
     kernel: Callable[..., Array] = partial(
         kernels.spread_sums, groups=groups, edges=edges, axes=len(state), weights=weights

@@ -43,10 +43,9 @@ from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
 from ..records.twin_observing import observing_system, position_coordinates
 from ..records.watch import warn_of
 
-_MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
-
-
-_BESIDE = ("cycles", "trajectories", "seed", "start", "chunks", "dtype", "climatology")  # parameters of `twin` alone
+_MOST = 10**8  # most trajectories or cycles: a larger number is a slip, and its labels alone would fill memory
+# parameters of `twin` that a TwinExperiment lacks
+_BESIDE = ("cycles", "trajectories", "seed", "start", "chunks", "dtype", "climatology")
 
 
 def twin(
@@ -61,65 +60,73 @@ def twin(
     climatology: Any = None,
     **setting: Unpack[TwinSetting],
 ) -> xr.Dataset:
-    """Truth and observations of a twin experiment, lazily.
+    """Make truth and observations of a twin experiment, lazily.
 
-    Every trajectory starts on the attractor, independently. All random numbers are keyed by seed, trajectory and time,
-    so that chunks, workers and the number of trajectories change none of them.
+    Every trajectory starts on the attractor, independently of the others. Random numbers are keyed by seed, trajectory
+    and time. So they do not depend on chunks, workers or the number of trajectories.
 
     Parameters
     ----------
     experiment : TwinExperiment or Dynamics
+        The experiment; or the forecast model of an experiment that `setting` describes.
     cycles : int
         Number of analysis times.
     trajectories : int
         Number of independent runs.
     seed : int
+        Key of all random draws.
     start : numpy.datetime64, datetime.datetime or cftime.datetime, optional
-        Date of the first analysis, for a dynamics with a `time_unit`: `time` then holds dates of its calendar. By
-        default `time` is model time from 0 on.
+        Date of the first analysis, for a dynamics with a `time_unit`. `time` then holds dates of the start's calendar.
+        By default `time` is model time and begins with 0.
     chunks : mapping, optional
-        Chunk sizes along `trajectory` and `time`.
+        Chunk sizes along `trajectory` and `time`; by default 64 trajectories and 250 cycles.
     dtype : {"float32", "float64"}
+        Floating type of the results.
     climatology : array or DataArray, shape (sample, *state), optional
-        States that trajectories start from, instead of the dynamics' own climatology; with fewer states than
-        trajectories some truths are the same.
+        States from which trajectories start, in the place of the dynamics' climatology. If there are fewer states than
+        trajectories, some truths are equal.
     **setting
-        Of a dynamics: the other parameters of a `TwinExperiment`.
+        With a dynamics as `experiment`: the other parameters of a `TwinExperiment`.
 
-        - interval : float or sequence of float, by default 0.05: model time between analyses; a sequence gives the
+        - interval : float or sequence of float, by default 0.05: model time between analyses. A sequence holds the
           `cycles` - 1 intervals one by one;
-        - observe : Sites, or mapping of fields' names to Sites: the observing network, every site by default;
+        - observe : Sites, or mapping of fields' names to Sites: the observing network, by default every site;
         - operator : array, shape (P, *state), mapping of fields' names to arrays (P, *shape), or callable: H, by
-          default the state itself. A matrix goes into the Dataset; a torch function of states (..., N), of several
-          fields of a mapping of tensors (..., *shape), does not, and is passed to every verb again;
-        - positions : mapping of str to array: where the observations lie, such as {"x": [0.5, 7.25]}, or for each
-          time where they move; the state is interpolated there;
+          default the state itself. A matrix is stored in the Dataset. A torch function of states (..., N), or, for
+          several fields, of a mapping of tensors (..., *shape), is not stored: pass it to every verb again;
+        - positions : mapping of str to array: places of the observations, such as {"x": [0.5, 7.25]}, or their places
+          at each time if they move. The state is interpolated there;
         - error_std : float, array, or mapping of fields' names to these, by default 1: standard deviation of the
-          observation errors; of observations at positions also a mapping from instruments to theirs;
+          observation errors, in the observations' units. For observations at positions it may be a mapping of
+          instruments to standard deviations;
         - error_covariance : array, shape (P, P): full R, instead of `error_std`;
-        - truth_dynamics : Dynamics: model that makes the truth, where that of the forecasts is wrong;
+        - truth_dynamics : Dynamics: the model that makes the truth, if the forecast model is wrong;
         - model_error_std : float, array of shape (*state), or mapping of fields' names to these: standard deviation of
-          the error that the forecast model makes in one interval; the truth has it, unless another model makes it;
+          the error that the forecast model makes in one interval, in the state's units. The truth gets these errors,
+          unless another model makes the truth;
         - model_error_covariance : array, shape (N, N): full Q, instead of `model_error_std`.
 
     Returns
     -------
     xarray.Dataset
-        `truth` and `observation` (trajectory, time, *state), NaN where nothing is observed, and `observation_error`
-        (standard deviation) or `observation_error_covariance`; with model errors `model_error` (*state), or
-        `model_error_covariance`. Dynamics and observing network are in the attributes.
-        With an operator `observation` has dims (trajectory, time, obs), and a matrix is `observation_operator`.
-        A state of several fields has one variable for each role and field, such as `truth_u` and `observation_h`;
-        fields that are not observed have no `observation_u`.
+        `truth` and `observation` (trajectory, time, *state), where NaN stands for what is not observed; and
+        `observation_error` (standard deviation) or `observation_error_covariance`. With model errors also
+        `model_error` (*state) or `model_error_covariance`. The attributes describe dynamics and observing network.
+
+        With an operator, `observation` has the dims (trajectory, time, obs), and a matrix is stored as
+        `observation_operator`.
+
+        A state of several fields has one variable for each role and field, such as `truth_u` and `observation_h`. A
+        field that is not observed has no observations.
 
     Raises
     ------
     TypeError
-        For an argument of another type, a start that is no date, or a setting beside a TwinExperiment.
+        If an argument has another type, `start` is no date, or `setting` comes beside a TwinExperiment.
     ValueError
-        For sizes, intervals or errors that cannot be, a start of a dynamics without `time_unit`, or a model whose first
-        trajectory is not finite after its spin-up, as far as half a second tells: before anything is computed. For a
-        truth that becomes not finite later: when it is computed.
+        If sizes, intervals or errors are impossible, or `start` comes with a dynamics without `time_unit`. If the first
+        trajectory is not finite after its spin-up: this is checked at the call, for at most half a second. If the truth
+        becomes infinite or NaN later, the error comes when the truth is computed.
 
     References
     ----------
@@ -153,7 +160,7 @@ def twin(
     none = torch.zeros(1, dtype=torch.int64)
     sites.mask(observing.size(dynamics.space.size), none, none, seed)  # checks the sizes
     like = torch.zeros((), dtype=getattr(torch, dtype))
-    observing.to(like.dtype, "cpu")  # checks that the errors can be held
+    observing.to(like.dtype, "cpu")  # checks that the dtype can hold the errors
     truth = experiment.truth.dynamics
     truth.try_start(0, seed, like)
     warn_of([truth.shortage(trajectories)])
@@ -163,7 +170,7 @@ def twin(
         for role, parts in ((TRUTH, states), (OBSERVATION, observed))
         for part in parts
     }
-    # One copy of each in the graph.
+    # The graph holds one copy of each.
     models = (dynamics, experiment.truth_dynamics, observing)
     model, other, shared = (dask.delayed(one, traverse=False) for one in models)
     arguments = (model, other, sites, shared, truth_steps, seed, dtype)
@@ -190,12 +197,12 @@ def twin(
 
 
 def _observed_parts(dynamics: Dynamics, observing: ObservingSystem, sites: Sites | FieldSites) -> tuple[Part, ...]:
-    """The variables of observations; none of a field that nothing observes."""
+    """The variables of observations; a field that is not observed has none."""
     return observed_parts(dynamics, observing, sites.sites if isinstance(sites, FieldSites) else ())
 
 
 def _plan(chunks: Any, trajectories: int, cycles: int) -> Plan:
-    """Blocks of 64 trajectories and 250 cycles, or of the caller's sizes."""
+    """Blocks of 64 trajectories and 250 cycles, or blocks of the caller's sizes."""
     sizes = {TRAJECTORY: 64, TIME: 250}
     if chunks is not None:
         if not isinstance(chunks, Mapping):
@@ -225,7 +232,7 @@ def _twin_block(
     seed: int,
     dtype: str,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """One block of truth and observations, from no data; the carry is the last state."""
+    """Make one block of truth and observations. It has no input data; the carry is the last state."""
     trajectory = torch.arange(rows.start, rows.stop)
     time = torch.arange(columns.start, columns.stop)
     like = torch.zeros((), dtype=getattr(torch, dtype))
@@ -248,7 +255,7 @@ def _twin_block(
 
 
 def _series(arrays: Mapping[str, Any], role: Role, long_name: str, parts: Sequence[Part]) -> dict[str, Any]:
-    """Name and hold what there is of every time."""
+    """Make the variables that have values at every time."""
     names = {part.name(role.name): part for part in parts}
     return {
         name: (role.dims_in(part.dims, part.dims), arrays[name], part.described(role, long_name))
@@ -257,7 +264,7 @@ def _series(arrays: Mapping[str, Any], role: Role, long_name: str, parts: Sequen
 
 
 def _error_variables(observing: ObservingSystem, observed: Sequence[Part], dynamics: Dynamics) -> dict[str, Any]:
-    """Name and hold R: standard deviations of each part, in time or not, or a covariance of the whole."""
+    """Make the variables of R: standard deviations of each part, constant or in time, or one covariance."""
     if observing.covariance is not None:
         part = whole_of(dynamics) if observing.direct else observed[0]
         label = part.described(ERROR_COVARIANCE, "observation error covariance")
@@ -278,7 +285,7 @@ def _error_variables(observing: ObservingSystem, observed: Sequence[Part], dynam
 
 
 def _operator_variables(observing: ObservingSystem, dynamics: Dynamics) -> dict[str, Any]:
-    """Name and hold H of each part of the state, where it is a matrix."""
+    """Make the variables of H for each part of the state, if H is a matrix."""
     matrix = observing.as_matrix()
     if matrix is None:
         return {}
@@ -293,11 +300,11 @@ def _operator_variables(observing: ObservingSystem, dynamics: Dynamics) -> dict[
 
 
 def _times(start: Any, intervals: Any, steps: Any, dynamics: Dynamics) -> tuple[str, Any, dict[str, str]]:
-    """The coordinate `time`: dates from a start on, or model time, whose attributes name its unit."""
+    """The coordinate `time`: dates from the start on, or model time with attributes that name its unit."""
     if start is not None:
         return TIME, dates_from(start, steps, dynamics), DATE_ATTRIBUTES
     elapsed = np.round(np.concatenate([[0.0], np.cumsum(intervals)]) + dynamics.model_time, 9)
     if dynamics.time_unit is None:
         return TIME, elapsed, TIME_ATTRIBUTES
-    # Not in the attribute `units`: xarray may decode days and the like to time differences.
+    # The unit is not written as `units`: xarray may decode days and the like to time differences.
     return TIME, elapsed, {**TIME_ATTRIBUTES, "time_unit": in_words(check_time_unit(dynamics.time_unit))}

@@ -1,4 +1,4 @@
-"""Error covariances of networks and of ensembles side by side: spectra, alignment, and the bias without innovation."""
+"""Error covariances of networks and ensembles: spectra, angles between subspaces, and the bias without innovation."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .wording import shares_points
 
 
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
-    """Covariance of a run's members at every time, lazily.
+    """Compute the covariance of a run's members at every time, lazily.
 
     Parameters
     ----------
     run : xarray.Dataset
-        Of an ensemble method with its members, `baseline(..., keep_members=True)`.
+        Run of an ensemble method that keeps its members, `baseline(..., keep_members=True)`.
     of : {"members", "forecast_members"}
-        Analysis or forecast.
+        Members of the analysis, or of the forecast.
 
     Returns
     -------
     xarray.DataArray, dims (trajectory, time, i, j)
-        With the divisor M - 1; in squared units of the state.
+        Covariance with the divisor M - 1 for M members, in squared units of the state.
 
     Raises
     ------
     ValueError
-        If the run holds no members, or one only.
+        If the run holds no members, or a single member.
 
     Examples
     --------
@@ -77,18 +77,19 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
 
 
 def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
-    """Eigenvalues of covariances, lazily.
+    """Compute eigenvalues and eigenvectors of covariances, lazily.
 
     Parameters
     ----------
     covariance : xarray.DataArray, dims (..., i, j)
-        Of `gain(kind="covariance")` or `ensemble_covariance`.
+        Covariances from `gain(kind="covariance")` or `ensemble_covariance`.
 
     Returns
     -------
     xarray.Dataset
-        `eigenvalue` of the symmetric part (P + P^T) / 2 along `mode`, the largest first; `asymmetry`, the Frobenius
-        norm of (P - P^T) / 2 over that of the symmetric part; `eigenvector` along `mode` and `i`, of unit length.
+        `eigenvalue`: eigenvalues of the symmetric part (P + P^T) / 2 along `mode`, the largest first, in units of P.
+        `eigenvector`: eigenvectors of length 1 along `mode` and `i`. `asymmetry`: the Frobenius norm of (P - P^T) / 2
+        divided by the norm of the symmetric part.
 
     Raises
     ------
@@ -123,23 +124,24 @@ def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
 
 
 def information_gain(covariance: xr.DataArray, *, error_std: float | xr.DataArray = 1.0) -> xr.DataArray:
-    """What observations of every component tell about the state, from the analysis error covariance, lazily.
+    """Compute the information that observations give about the state, from the analysis error covariance, lazily.
 
-    It is -log det(I - K H) = -log det(I - P_a R^-1): how much smaller the volume of the error is after the analysis. Of
-    a steady linear filter its mean is twice the sum of the positive Lyapunov exponents times the interval
-    (`lyapunov_floor`); a covariance that is too small for its filter has less.
+    Every component is observed. The information -log det(I - K H) = -log det(I - P_a R^-1) says how much smaller the
+    volume of the error is after the analysis. For a steady linear filter, the mean information is twice the sum of the
+    positive Lyapunov exponents times the interval (`lyapunov_floor`). A covariance that is too small for its filter
+    gives less information.
 
     Parameters
     ----------
     covariance : xarray.DataArray, dims (..., i, j)
-        P_a, of `gain(kind="covariance")` or `ensemble_covariance`; its symmetric part is taken.
+        P_a from `gain(kind="covariance")` or `ensemble_covariance`. Its symmetric part is used.
     error_std : float or xarray.DataArray, dims (i,)
         Standard deviation of the observation errors, in units of the state.
 
     Returns
     -------
     xarray.DataArray, dims (...)
-        In nats. NaN where P_a R^-1 has an eigenvalue of 1 and more, which no analysis has.
+        Information in nats. It is NaN if P_a R^-1 has an eigenvalue of 1 or more, which is impossible for an analysis.
 
     Raises
     ------
@@ -183,7 +185,7 @@ def _information(p: Array, error: Array) -> Array:
 
 
 def _finite(p: Array) -> Array:
-    """Which matrices are whole: those of a lost trajectory are not."""
+    """Which matrices are finite. Those of a lost trajectory are not."""
     return np.asarray(np.isfinite(p).all((-1, -2)))
 
 
@@ -204,26 +206,27 @@ def _spectrum(p: Array) -> tuple[Array, Array, Array]:
 def principal_angles(
     one: xr.DataArray, other: xr.DataArray, *, modes: int, other_modes: int | None = None
 ) -> xr.DataArray:
-    """Angles between two subspaces at every state, lazily.
+    """Compute the angles between two subspaces at every state, lazily.
 
     Parameters
     ----------
     one, other : xarray.DataArray
-        Covariances, dims (..., i, j), whose leading eigenvectors span a subspace; or vectors, dims (..., vector, i) or
-        (..., vector, state dim), the leading ones of which do, such as Lyapunov vectors. They need not be orthogonal.
+        Covariances, dims (..., i, j): their leading eigenvectors span the subspace. Or vectors, such as Lyapunov
+        vectors, dims (..., vector, i) or (..., vector, state dim): the leading vectors span the subspace. Vectors need
+        not be orthogonal.
     modes, other_modes : int
-        Dimensions of the subspaces, the same by default.
+        Dimensions of the two subspaces. By default `other_modes` equals `modes`.
 
     Returns
     -------
     xarray.DataArray, dims (..., angle)
-        In degrees, the smallest first, as many as the smaller subspace has dimensions: all 0 where it lies within the
-        other, 90 for a direction that the other lacks.
+        Angles in degrees, the smallest first. There are as many as the smaller subspace has dimensions. All angles are
+        0 if the smaller subspace lies within the other. An angle is 90 for a direction that the other lacks.
 
     Raises
     ------
     ValueError
-        If there are fewer modes than wanted, or the states of neither are all among the other's.
+        If there are fewer modes than `modes` or `other_modes`; or if neither variable has all states of the other.
 
     References
     ----------
@@ -244,7 +247,7 @@ def principal_angles(
         for label, variable, count in zip(("one", "other"), (one, other), sizes, strict=True)
     ]
     spans.sort(key=lambda span: -span.sizes["mode"])
-    # Modes of different dims: the two are not matched mode by mode.
+    # The modes get different dims, so that xarray does not match the two mode by mode.
     spans = [span.rename(mode=name) for span, name in zip(spans, ("wide", "narrow"), strict=True)]
     matched = list(xr.align(*spans, join="inner"))
     for dim in set(spans[0].dims) & set(spans[1].dims) - {"i"}:
@@ -270,7 +273,7 @@ def principal_angles(
 
 
 def _span(label: str, variable: xr.DataArray, modes: int) -> xr.DataArray:
-    """Vectors that span a subspace, dims (..., mode, i) without labels of i."""
+    """Vectors that span a subspace, dims (..., mode, i), without labels of i."""
     check_labelled(label, variable, xr.DataArray)
     if {"i", "j"} <= set(variable.dims):
         vectors = covariance_spectrum(variable)["eigenvector"]
@@ -297,7 +300,7 @@ def _angles(wide: Array, narrow: Array) -> Array:
     q, p = (np.linalg.qr(v.swapaxes(-1, -2).astype(np.float64))[0] for v in (wide, narrow))
     inner = q.swapaxes(-1, -2) @ p
     cosines = np.linalg.svd(inner, compute_uv=False)
-    # Small angles by their sines, which the cosine cannot tell from 0.
+    # Small angles are computed from their sines: a cosine cannot tell a small angle from 0.
     sines = np.linalg.svd(p - q @ inner, compute_uv=False)[..., ::-1]
     angles: Array = np.degrees(
         np.where(cosines**2 > 0.5, np.arcsin(np.clip(sines, 0, 1)), np.arccos(np.clip(cosines, 0, 1)))
@@ -316,7 +319,7 @@ def zero_innovation_bias(
     device: str = "auto",
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Increment where there is no innovation, which should be small against the analysis error; lazily.
+    """Compute the increment for an innovation of zero, lazily. It should be small compared with the analysis error.
 
     Parameters
     ----------
@@ -330,8 +333,8 @@ def zero_innovation_bias(
     Returns
     -------
     xarray.Dataset
-        `bias`, the norm of a(x, 0) over sqrt(N), dims (trajectory, time), in units of the state; `mean` and
-        `deviation`, its mean and standard deviation over them.
+        `bias` (trajectory, time): the norm of a(x, 0) divided by sqrt(N), in units of the state. `mean` and
+        `deviation`: its mean and standard deviation over trajectories and times.
 
     References
     ----------
@@ -375,6 +378,6 @@ def _check_square(covariance: xr.DataArray) -> None:
         labels = covariance.indexes[dim]
         if labels.hasnans or not labels.is_unique:
             raise ValueError(
-                f"a covariance whose labels of {dim!r} are missing or stand twice, {shown(labels.tolist())}: expected "
+                f"a covariance whose labels of {dim!r} are missing or occur twice, {shown(labels.tolist())}: expected "
                 "distinct ones; was the store cut short?"
             )

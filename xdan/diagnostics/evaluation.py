@@ -1,4 +1,4 @@
-"""Kernels at evaluation points: lazy graphs over blocks of a record, and what a task computes on one of them."""
+"""Kernels at evaluation points: lazy graphs over blocks of a record, and the computation of one block."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ..records.values import refuse_fill_values
 from .evaluation_points import EvaluationPoints
 from .kernels import Kernel, PointBatch
 
-_STATES_IN_BLOCK = 512  # some seconds of work: more are cut, so that workers end together
-_BYTES_IN_BLOCK = 64 * 2**20  # of a result that is kept for every state
+_STATES_IN_BLOCK = 512  # some seconds of work; larger blocks are cut, so that workers end together
+_BYTES_IN_BLOCK = 64 * 2**20  # most bytes of a block's result if every state has a result
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What is computed on every block, without the record and the network.
+    """The computation of a block: everything but the record and the network.
 
     Attributes
     ----------
@@ -41,15 +41,15 @@ class _Evaluation:
     innovation : {"zero", "sampled", "run"}
     background : Tensor or None
     seed : int
-        These three as in `EvaluationPoints`.
+        As in `EvaluationPoints`.
     steps : int
-        As there.
+        As in `EvaluationPoints`.
     positions : numpy.ndarray of int
-        Of all times in the record.
+        Positions of all times in the record.
     summed : tuple of bool
         Whether to sum over trajectories, and over times.
     tail : tuple of int
-        Shape of what the kernel gives for a state.
+        Shape of the kernel's result for one state.
     """
 
     kernel: Kernel
@@ -63,7 +63,7 @@ class _Evaluation:
     tail: tuple[int, ...]
 
     def lead(self, rows: slice, columns: slice) -> tuple[int, int]:
-        """How many trajectories and times a block's result has: 1 along what is summed."""
+        """Numbers of trajectories and times in a block's result; 1 along a dim that is summed."""
         return (
             1 if self.summed[0] else rows.stop - rows.start,
             1 if self.summed[1] else columns.stop - columns.start,
@@ -87,20 +87,20 @@ def evaluate(
     points : EvaluationPoints
     kernel : callable
     tail : tuple of int
-        Shape of what it gives for a state.
+        Shape of the kernel's result for one state.
     over : sequence of str
-        What of `trajectory` and `time` to average over; those dims are gone.
+        Dims to average over: `trajectory`, `time` or both. The result lacks these dims.
     at_once : int
-        States in a batch; bounds the memory of a block.
+        Number of states in a batch; it bounds the memory of a block.
     observed : bool
-        Whether the kernel wants to know which observations are made; for innovations that are not zero, and by a
-        network that rebuilds a covariance, they are read in any case.
+        Whether the kernel needs to know which observations are made. Observations are read in any case for innovations
+        that are not zero, and for a network that rebuilds a covariance.
     dtype : numpy.dtype, optional
-        To compute in; the record's by default.
+        Floating type of the computation; by default that of the record.
 
     Returns
     -------
-    dask.array.Array, shape (R, K, *tail) without what is averaged over
+    dask.array.Array, shape (R, K, *tail) without the dims that are averaged over
     """
     dtype = np.dtype(dtype or points.setup.dtype)
     summed = (TRAJECTORY in over, TIME in over)
@@ -117,7 +117,7 @@ def evaluate(
         _evaluate_block,
         _cut_small(inputs[0].chunks[:2], limit),
         inputs,
-        # Sums are exact to the last digit of the result; they are taken in float64.
+        # Sums are taken in float64, so that they are exact to the last digit of the result.
         {"values": (tail, np.dtype(np.float64) if any(summed) else dtype)},
         *(dask.delayed(shared, traverse=False) for shared in (points.setup, points.network, work)),
         sizes=work.lead,
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _cut_small(chunks: Sequence[Sequence[int]], limit: int) -> Plan:
-    """Blocks of a record's chunks, none with more states than a limit."""
+    """Cut a record's chunks into blocks with at most `limit` states."""
     rows, columns = chunks
     height = min(max(rows), limit)
     width = max(1, limit // height)
@@ -152,9 +152,9 @@ def _evaluate_block(
     dtype: np.dtype[Any],
     device: str,
 ) -> dict[str, Array]:
-    """Refuse fill values in a block's states (B, K, *state) and observations; then the kernel.
+    """Refuse fill values in a block's states (B, K, *state) and observations; then compute the kernel.
 
-    Beside them the arrays are memory and covariance.
+    The other arrays are memory and covariance.
     """
     for name, values in zip(("state", "observation"), arrays, strict=False):
         if values is not None:
@@ -174,7 +174,7 @@ def _evaluate_tensors(
     method: DataAssimilationNetwork,
     work: _Evaluation,
 ) -> Tensor:
-    """A kernel at the points of one block, a few at a time so that memory stays flat, dims (B, K, *tail) or summed."""
+    """Compute a kernel at the points of one block, dims (B, K, *tail) or summed; few points at a time save memory."""
     states, *beside = tensors
     observation = beside[0]
     assert states is not None
@@ -211,7 +211,7 @@ def _evaluate_tensors(
 
 
 def _rectangles(shape: Sequence[int], at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Cut rows and columns into rectangles of about so many states."""
+    """Cut rows and columns into rectangles of nearly `at_once` states."""
     height = min(shape[0], at_once)
     width = max(1, at_once // height)
     for first in range(0, shape[0], height):
@@ -231,7 +231,7 @@ def _point_batch(
 ) -> PointBatch:
     """The points of some trajectories and times, side by side in a batch of shape (B, ...).
 
-    Known are the observations there, the memory and the covariance that a run kept.
+    The observations, and the memory and the covariance that a run kept, belong to these points.
     """
     x = states.flatten(1)
     observation, memory, carried = known

@@ -1,4 +1,4 @@
-"""Points at which a network is looked at: states of a truth, or forecasts of a run, with what belongs to them."""
+"""Points at which a network is studied: states of a truth, or forecasts of a run, with their memory and covariance."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ..records.store import digest
 
 INNOVATIONS = ("zero", "sampled", "run")
 METHODS = ("autodiff", "regression")
-MOST_SAMPLES = 10**7  # at a state
+MOST_SAMPLES = 10**7  # most samples at one state
 
 
 @dataclass(frozen=True)
 class EvaluationPoints:
-    """Points at which a network is looked at: a state, a projected innovation and a memory at each.
+    """Points at which a network is studied. Each point is a state, a projected innovation and a memory.
 
     Attributes
     ----------
@@ -40,20 +40,21 @@ class EvaluationPoints:
     x : xarray.DataArray, dims (trajectory, time, *state)
     memory : xarray.DataArray, dims (trajectory, time, channel, *state), or None
     covariance : xarray.DataArray, dims (trajectory, time, x_dual, *state), or None
-        P_a that a filter beside the network carried there.
+        P_a that a filter beside the network carried at these points.
     steps : int
-        Model steps of the interval before each point, where the network rebuilds a covariance from the past; else 0.
+        Model steps of the interval before each point if the network rebuilds a covariance from the past; else 0.
     positions : numpy.ndarray of int
-        Of the times in the record.
+        Positions of the times in the record.
     innovation : {"zero", "sampled", "run"}
-        Where in zeta.
+        The zeta of the points.
     background : Tensor, shape () or (N, N), or None
-        Deviation of forecast errors, or a Cholesky factor of their covariance, that samples have beside R's.
+        Standard deviation of forecast errors, or a Cholesky factor of their covariance. Samples have these errors
+        beside those of R.
     seed : int
-        Keys the samples.
+        Key of the samples.
     device : str
     states_of : str
-        Where the states come from, for the attribute of that name.
+        Origin of the states, for the attribute `states_of`.
     """
 
     labelled: LabelledRecord
@@ -99,7 +100,7 @@ class EvaluationPoints:
 
     @property
     def sites(self) -> int:
-        """N."""
+        """Number N of components of the state."""
         return math.prod(self.setup.dynamics.shape)
 
     @property
@@ -109,7 +110,7 @@ class EvaluationPoints:
 
     @cached_property
     def method(self) -> DataAssimilationNetwork:
-        """The network in float64 as a method on the record's dynamics, to ask it what it is."""
+        """The network in float64, as a method on the record's dynamics; it tells the network's properties."""
         return self.network.method(torch.float64).bound(self.setup.dynamics)
 
     @property
@@ -118,12 +119,12 @@ class EvaluationPoints:
         return self.method.network
 
     def sample_count(self, samples: int | None) -> int:
-        """N_p of a regression.
+        """Number of samples N_p of a regression.
 
         Raises
         ------
         ValueError
-            If there are fewer than the directions that are sampled and one, for the mean.
+            If there are fewer samples than sampled directions plus one; the one is for the mean.
         """
         size = self.labelled.observation[0, 0].size
         rank = min(size, self.sites)
@@ -152,7 +153,7 @@ def read_points(
     differentiates: bool = True,
     **words: Unpack[RecordWords],
 ) -> EvaluationPoints:
-    """Pick the points at which a network is looked at, with the arguments of `gain`; no values are read.
+    """Choose the points at which a network is studied, by the arguments of `gain`; no values are read.
 
     `needs` says in a message what the truth is needed for. Where the network is not to be differentiated, neither its
     memory nor its covariance is read.
@@ -222,7 +223,7 @@ def _states(
     run: xr.Dataset | None,
     differentiates: bool,
 ) -> tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None]:
-    """The truth's states; or a run's forecasts, and the memory and the covariance that the network had there."""
+    """The truth's states; or a run's forecasts, with the memory and the covariance that the network had there."""
     if run is None:
         assert labelled.truth is not None
         return labelled.truth, None, None
@@ -246,12 +247,12 @@ def _states(
 
 
 def _interval(setup: Setup, positions: np.ndarray[Any, np.dtype[np.int64]]) -> int:
-    """Model steps of the interval before each time, which are the same; before the first time those after it.
+    """Model steps of the interval before each time, which must be equal. The first time takes the interval after it.
 
     Raises
     ------
     ValueError
-        For intervals that differ, or a single time, which has none.
+        If intervals differ, or there is a single time, which has no interval.
     """
     if len(setup.steps) < 2:
         raise ValueError(
@@ -281,7 +282,7 @@ def check_labelled(label: str, value: Any, kind: type[xr.Dataset] | type[xr.Data
 
 
 def _background(forecast_error: Any) -> Tensor | None:
-    """A deviation, or a covariance."""
+    """The standard deviation or the covariance of forecast errors, as a tensor."""
     if forecast_error is None:
         return None
     values = torch.as_tensor(real_array("forecast_error", forecast_error))
@@ -291,7 +292,7 @@ def _background(forecast_error: Any) -> Tensor | None:
 
 
 def _factor(values: Tensor | None, sites: int) -> Tensor | None:
-    """A deviation, or a Cholesky factor of a covariance."""
+    """The standard deviation, or a Cholesky factor of the covariance."""
     if values is None or values.ndim == 0:
         return values
     if values.shape != (sites, sites):
@@ -307,12 +308,12 @@ def _factor(values: Tensor | None, sites: int) -> Tensor | None:
 
 
 def check_samples(samples: int | None, method: str) -> int | None:
-    """Take the number of samples of a method, None where it takes none or by default.
+    """Check the number of samples; None stands for the default, and for a method without samples.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no number of samples or no method, or a number that goes with the other method.
+        If `samples` is no number of samples, `method` is unknown, or the method takes no samples.
     """
     choice("method", method, METHODS)
     if samples is None:

@@ -21,11 +21,11 @@ from .evaluation_points import check_labelled
 
 VECTOR = "vector"
 VECTOR_ATTRIBUTES = {"long_name": "Lyapunov vector, the fastest growing first", "units": "1"}
-_TOGETHER = 64  # trajectories of a pass, at most
-_NUMBERS = 1 << 14  # in the vectors of a pass: they stay in the cache
+_TOGETHER = 64  # most trajectories of a pass
+_NUMBERS = 1 << 14  # most numbers in the vectors of a pass: these stay in the cache
 _MOST_TRAJECTORIES = 10**6
-_MOST_STEPS = 10**8  # of a trajectory: more are taken for a time in other units
-_STEPS_BETWEEN = 10  # two orthonormalisations: far fewer than it takes for the vectors to fall into one
+_MOST_STEPS = 10**8  # most steps of a trajectory: a larger number comes from a time in other units
+_STEPS_BETWEEN = 10  # steps between orthonormalisations: far fewer than it takes for the vectors to become parallel
 _ZERO = "an exponent within three standard errors plus one e-folding over the whole time of 0 is taken as zero"
 
 
@@ -39,43 +39,46 @@ def lyapunov_spectrum(
     trajectories: int = 8,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Lyapunov exponents of a dynamics and what follows from them, computed at once.
+    """Compute the Lyapunov exponents of a dynamics, its attractor's dimension and its entropy; not lazily.
 
-    Orthonormal vectors are carried along trajectories on the attractor by the tangent linear model, and
-    orthonormalised again and again; the exponents are the mean rates at which they stretch. Trajectories run side by
-    side on dask's scheduler, some to a task. An exponent within three standard errors plus 1 / `time` of 0 is taken
-    as zero: over the whole time it grows by less than a factor e.
+    The tangent linear model carries orthonormal vectors along trajectories on the attractor. The vectors are
+    orthonormalised again and again. The exponents are the mean rates at which the vectors stretch. Trajectories run
+    side by side on dask's scheduler, several in one task. An exponent counts as zero if it differs from 0 by less than
+    three standard errors plus 1 / `time`: over the whole time a vector then grows by less than a factor e.
 
     Parameters
     ----------
     dynamics : Dynamics
+        The model. Its step must be differentiable.
     vectors : int, optional
-        How many of the N exponents, from the largest; all by default. The work grows faster than their number.
+        Number of exponents, the largest first; by default all N. The work grows faster than their number.
     time : float
-        Model time averaged over, on every trajectory; rounded up to whole intervals.
+        Model time of the average, on every trajectory. It is rounded up to whole intervals.
     spin_up : float, optional
-        Model time in which the vectors converge, before; the dynamics' own spin-up by default.
+        Model time before the average, in which the vectors converge. By default the spin-up of the dynamics.
     interval : float, optional
-        Model time between orthonormalisations, 10 steps by default. The result does not depend on it until it is so
-        long that the vectors fall into one in float64.
+        Model time between orthonormalisations, by default 10 steps. The result does not depend on it, unless it is so
+        long that the vectors become parallel in float64.
     trajectories : int
-        Independent runs; standard errors are over them, NaN for one alone.
+        Number of independent runs. Standard errors are computed over them; they are NaN for a single run.
     seed : int
+        Key of the random starts and directions.
 
     Returns
     -------
     xarray.Dataset
         Along `vector`: `exponent` and `exponent_standard_error`, per unit of model time. Without dims, each with a
-        standard error: `kaplan_yorke_dimension`; `entropy`, the sum of positive exponents, an upper bound of the
-        Kolmogorov-Sinai entropy; `doubling_time`, ln 2 over the first exponent, NaN where it is not positive. Numbers
-        of `positive` and `zero` exponents. Dimension and entropy are NaN where `vectors` are too few to tell.
+        standard error: `kaplan_yorke_dimension`; `entropy`, the sum of the positive exponents, an upper bound of the
+        Kolmogorov-Sinai entropy; and `doubling_time`, ln 2 divided by the first exponent, NaN if this exponent is not
+        positive. `positive` and `zero` are the numbers of such exponents. Dimension and entropy are NaN if `vectors`
+        is too small to compute them.
 
     Raises
     ------
     TypeError
-        If the dynamics is not a Dynamics, or a number is none.
+        If `dynamics` is not a Dynamics, or an argument is no number.
     ValueError
-        For times or counts that cannot be, before anything is computed; or if a trajectory blows up.
+        If a time or a count is impossible; this is checked before the computation. Or if a trajectory blows up.
 
     References
     ----------
@@ -128,35 +131,35 @@ def lyapunov_spectrum(
 def lyapunov_floor(
     spectrum: xr.Dataset, *, interval: float, error_std: float = 1.0, components: int | None = None
 ) -> xr.Dataset:
-    """What the exponents alone say of the best linear filter, where every component is observed.
+    """Compute the error of the best linear filter from the exponents alone, if every component is observed.
 
-    Each direction that grows by exp(lambda dt) between observations has an analysis error variance of at least
-    R (1 - exp(-2 lambda dt)): that of a Kalman filter of this direction by itself. What the observations then tell is
-    2 lambda dt nats a cycle for each direction, no more and no less where the filter is steady.
+    A direction that grows by exp(lambda dt) between observations has an analysis error variance of at least
+    R (1 - exp(-2 lambda dt)): the variance of a Kalman filter for this direction alone. In a steady filter the
+    observations give exactly 2 lambda dt nats of information in a cycle for each such direction.
 
     Parameters
     ----------
     spectrum : xarray.Dataset
-        Of `lyapunov_spectrum`, with all positive exponents.
+        Result of `lyapunov_spectrum` that holds all positive exponents.
     interval : float
         Model time dt between analyses.
     error_std : float
         Standard deviation of the observation errors, in units of the state.
     components : int, optional
-        N of the state; as many as the spectrum has exponents by default.
+        Number N of components of the state. By default the number of exponents in the spectrum.
 
     Returns
     -------
     xarray.Dataset
-        `rmse`, the root of the mean square error over the components, in the unit of `error_std`; `information`, in
-        nats a cycle, to be compared with `information_gain`.
+        `rmse`: the root of the mean square error over the components, in the units of `error_std`. `information`: in
+        nats a cycle, to compare with `information_gain`.
 
     Raises
     ------
     TypeError
-        For what is no spectrum, or a number that is none.
+        If `spectrum` is no spectrum, or another argument is no number.
     ValueError
-        For numbers that are not positive, or a spectrum that ends with a positive exponent.
+        If a number is not positive, or the last exponent of the spectrum is positive.
 
     Examples
     --------
@@ -190,13 +193,13 @@ def lyapunov_floor(
 
 
 def vector_count(dynamics: Dynamics, vectors: int | None) -> int:
-    """How many vectors are computed: all N by default."""
+    """Number of vectors to compute; by default all N."""
     size = math.prod(dynamics.shape)
     return size if vectors is None else integer("vectors", vectors, least=1, most=size)
 
 
 def trajectories_together(dynamics: Dynamics, vectors: int) -> int:
-    """How many trajectories to carry vectors along at a time."""
+    """Number of trajectories along which vectors are carried at a time."""
     return max(1, min(_TOGETHER, _NUMBERS // (vectors * math.prod(dynamics.shape))))
 
 
@@ -217,7 +220,7 @@ def _spectrum_block(
     spin_up: int,
     repeats: int,
 ) -> dict[str, Tensor]:
-    """Exponents of some trajectories, (B, 1, M). There is no data: trajectories start from the climatology."""
+    """Exponents of some trajectories, (B, 1, M). There are no input data: trajectories start from the climatology."""
     keys = torch.arange(rows.start, rows.stop)
     x = dynamics.climatology(keys, seed, like=torch.zeros((), dtype=torch.float64))[:, 0].flatten(1)
     start = orthonormal_directions(keys, seed, vectors, x.shape[1])
@@ -231,7 +234,7 @@ def _spectrum_block(
 
 
 def _label_spectrum(values: Array, dynamics: Dynamics, time: float) -> xr.Dataset:
-    """The result of `lyapunov_spectrum` from the exponents of each trajectory, (trajectory, vector)."""
+    """Make the result of `lyapunov_spectrum` from the exponents of each trajectory, (trajectory, vector)."""
     size, count = math.prod(dynamics.shape), values.shape[1]
     rate, one = "per unit of model time", "1"
 

@@ -1,4 +1,4 @@
-"""What a network has learned: analysis covariance, gain and marginal gain at given states, lazily."""
+"""The derivatives of a network: analysis covariance, gain and marginal gain at chosen states, lazily."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .wording import shares_points
 
 
 class _Kind(NamedTuple):
-    """How a kind of derivative is labelled; its units are the state's to a power."""
+    """Labels of a kind of derivative, and the power of the state's units in its units."""
 
     long_name: str
     name: str
@@ -38,8 +38,8 @@ KINDS = {
     "covariance": _Kind("analysis error covariance of the network", "analysis_covariance", 2),
     "kalman": _Kind("gain of the network", "gain", 0),
 }
-_LARGE = 2**30  # bytes from which a lazy result warns
-_COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the working set stays in the cache
+_LARGE = 2**30  # bytes above which a lazy result warns
+_COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the arrays of a pass stay in the cache
 
 
 @shares_points
@@ -64,66 +64,68 @@ def gain(
     device: str = "auto",
     **words: Unpack[RecordWords],
 ) -> xr.DataArray:
-    """Derivatives of a network at the truth's states, or at a run's forecasts, lazily.
+    """Compute derivatives of a network at the truth's states or at a run's forecasts, lazily.
 
-    The analysis covariance P_a[i, j] = d a_i / d zeta_j is how the network spreads a projected innovation at site j
-    (Eq. 5); the gain is K = P_a H^T R^-1. The marginal gain Gamma[i, j, l] = d^2 a_i / (dx_l dzeta_j) is how that
-    changes with the forecast at site l (Eq. 10). Averaged over the experiment's symmetries with l carried to one
-    reference site r it is Omega_r[i, j] (Eq. G2); Gamma, of N^3 numbers a state, is then never formed.
+    The analysis covariance P_a[i, j] = d a_i / d zeta_j says how the network spreads a projected innovation at site j
+    (Eq. 5). The gain is K = P_a H^T R^-1. The marginal gain Gamma[i, j, l] = d^2 a_i / (dx_l dzeta_j) says how P_a
+    changes with the forecast at site l (Eq. 10). Its average over the experiment's symmetries, each of which carries l
+    to one reference site r, is Omega_r[i, j] (Eq. G2). Gamma has N^3 numbers for each state; it is not formed for
+    Omega_r.
 
     Parameters
     ----------
     {points}
     kind : {"mean", "marginal", "covariance", "kalman"}
-        Omega_r, Gamma, P_a or K.
+        The derivative: Omega_r, Gamma, P_a or K, in this order.
     method : {"autodiff", "regression"}
-        Exact derivatives, or slopes in samples of zeta: of the increment (P_a and K), of its derivative by x_l
-        (Omega_r and Gamma, Eq. H1 to H4).
+        "autodiff" computes exact derivatives. "regression" computes slopes over samples of zeta: of the increment (for
+        P_a and K), or of its derivative by x_l (for Omega_r and Gamma, Eq. H1 to H4).
     dim : str or sequence of str, optional
-        What of `trajectory` and `time` to average over: both for "mean", none otherwise.
+        Dims to average over, `trajectory`, `time` or both. By default both for "mean" and none for the others.
     fields : str or sequence of str, optional
-        Of a state of several fields, those of i, j and l in this order, such as ("h", "u", "h"); of i and j for P_a and
-        K; of i alone for K where there is an operator. One name stands for all. By default i, j and l go over the
-        whole packed state.
+        For a state of several fields: the fields of i, j and l in this order, such as ("h", "u", "h"). P_a and K have i
+        and j only; K with an operator has i only. One name stands for all. By default i, j and l count the components
+        of the whole packed state.
     {run}
     {innovation}
     group : xdan.Group, optional
-        Symmetries to average over; those found by `symmetry_group` by default.
+        Symmetries to average over; by default those of `symmetry_group`.
     reference : int, optional
-        r, the middle site by default; with `fields` a site of the field of l.
+        Reference site r, by default the middle site. With `fields` it is a site of the field of l.
     all_sites : bool, optional
-        Average over every site that the group carries r to, in each state, at as many times the cost. By default only
-        where the network does not commute with the group; otherwise l = r alone has the same mean.
+        Whether to average, in each state, over every site to which the group carries r. The cost grows by the number of
+        these sites. By default this is done only if the network does not commute with the group. If it commutes, l = r
+        alone has the same mean.
     samples : int, optional
-        N_p of the regression; 4 N by default.
+        Number N_p of samples of the regression, by default 4 N.
     {forecast_error}
     {every}
     {burn_in}
     seed : int
-        Keys the samples.
+        Key of the samples.
     {device}
     {words}
 
     Returns
     -------
     xarray.DataArray
-        Dask-backed, with the dims that are not averaged over, then (i, j), (i, j, l) for Gamma, (i, obs) for K where
-        there is an operator. They have the labels of their field; for fields of several dims they count the flattened
-        sites, and `i_lat`, `i_lon` and so on are the labels.
+        The derivative, lazy. Its dims are those that are not averaged over, then (i, j); (i, j, l) for Gamma; (i, obs)
+        for K with an operator. i, j and l have the labels of their field. For a field of several dims they count the
+        flattened sites, and `i_lat`, `i_lon` and so on hold the labels.
 
     Raises
     ------
     TypeError
-        If an argument is of another type than expected.
+        If an argument has another type.
     ValueError
-        For unknown kinds, sites or dims; a group that does not fit; too few samples; a covariance that the run lacks,
-        or that would be rebuilt over uneven intervals; a network with a lag; before anything is computed. For states
-        that are not finite, when they are read.
+        If a kind, a site or a dim is unknown; if the group does not fit or there are too few samples; if the run lacks
+        the network's covariance, or the covariance would be rebuilt over uneven intervals; or if the network has a lag.
+        These are checked before the computation. If states are not finite, the error comes when they are read.
 
     Warns
     -----
     XdanWarning
-        Where the result is larger than 1 GiB.
+        If the result is larger than 1 GiB.
 
     References
     ----------
@@ -192,9 +194,9 @@ def gain(
         result.attrs["seed"] = points.seed
     if result.nbytes > _LARGE:
         warnings.warn(
-            f"this lazy {KINDS[kind].long_name} has {result.nbytes / 2**30:.1f} GiB: take fewer states, with every= "
-            "or of the record (whole blocks are computed, however few of their states are selected after), average "
-            "with dim=, or write it with to_zarr; kind='mean' never forms it",
+            f"this lazy {KINDS[kind].long_name} has {result.nbytes / 2**30:.1f} GiB: take fewer states with every=, or "
+            "select a part of the record before the call (a selection after it computes whole blocks), or average "
+            "with dim=, or write the result with to_zarr. kind='mean' never forms it",
             XdanWarning,
             stacklevel=2,
         )
@@ -203,16 +205,16 @@ def gain(
 
 @dataclass(frozen=True)
 class _Factor:
-    """One of i, j and l.
+    """One of the dims i, j and l.
 
     Attributes
     ----------
     name : str
-        The dim.
+        Name of the dim.
     field : str or None
-        Whose sites it counts; None for all sites, and for observations of an operator.
+        The field whose sites the dim counts; None for all sites, and for observations of an operator.
     place : slice
-        In the flat state.
+        Place in the flat state.
     size : int
     units : str
     """
@@ -225,12 +227,12 @@ class _Factor:
 
 
 def _factors(points: EvaluationPoints, kind: str, fields: str | Sequence[str] | None) -> list[_Factor]:
-    """i, j and l of a kind of derivative.
+    """The dims i, j and l of a kind of derivative.
 
     Raises
     ------
     TypeError, ValueError
-        For what are no names of fields, or too many or too few.
+        If `fields` are no names of fields, or too many or too few names.
     """
     space, dynamics = points.setup.dynamics.space, points.setup.dynamics
     names = ["i", "j"] if kind in ("covariance", "kalman") else ["i", "j", "l"]
@@ -268,7 +270,7 @@ def _kernel(
     reference: int | None,
     all_sites: bool | None,
 ) -> tuple[Kernel, dict[str, Any]]:
-    """What is computed at each point, and the attributes that say what it is averaged over."""
+    """The kernel for each point, and the attributes that say what is averaged over."""
     said: dict[str, Any] = {}
     if any(factor.field for factor in factors):
         said["fields"] = " ".join(factor.field or "" for factor in factors).strip()
@@ -285,23 +287,23 @@ def _kernel(
 
 
 def _tangents(points: EvaluationPoints, kind: str) -> int:
-    """How many directions of zeta are carried forward at a point."""
+    """Number of directions of zeta that are carried forward at a point."""
     return sites_that_matter(points.module, points.sites) if kind == "mean" else points.sites
 
 
 def _symmetry_kernel(
     points: EvaluationPoints,
-    about: _Factor,
+    factor: _Factor,
     group: Group | None,
     reference: int | None,
     all_sites: bool | None,
     samples: int | None,
 ) -> tuple[Kernel, dict[str, Any]]:
-    """The average over a group about a site of the factor l."""
-    reference = about.size // 2 if reference is None else reference
-    if reference >= about.size:
-        raise ValueError(f"reference={reference}: expected a site from 0 to {about.size - 1}")
-    site = about.place.start + reference
+    """The kernel of the average over a group, about a site of the dim l."""
+    reference = factor.size // 2 if reference is None else reference
+    if reference >= factor.size:
+        raise ValueError(f"reference={reference}: expected a site from 0 to {factor.size - 1}")
+    site = factor.place.start + reference
     group = fitting_group(points, group)
     if all_sites is None:
         all_sites = not commuting(points, group)
@@ -326,7 +328,7 @@ def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
 def _label(
     values: Any, points: EvaluationPoints, over: Sequence[str], factors: Sequence[_Factor], kind: str
 ) -> xr.DataArray:
-    """Attach dims, coordinates and units to what was computed for i, j and l."""
+    """Attach dims, coordinates and units to a result for i, j and l."""
     dynamics = points.setup.dynamics
     lead: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
     dims = [*lead, *(factor.name for factor in factors[: 2 if kind == "mean" else 3])]
@@ -341,10 +343,10 @@ def _label(
 
 
 def _units(factors: Sequence[_Factor], power: int) -> str:
-    """Units of a derivative: those of the state to a power, or of fields of different units their product."""
+    """Units of a derivative: the state's units to a power, or the product of the units of different fields."""
     units = [factor.units for factor in factors]
     if len(set(units)) == 1:
         return to_power(units[0], power)
-    # An output by a projected innovation, whose units are one over those of its site; K by the innovation itself.
+    # The units of zeta are one over those of its site: a derivative by zeta has a product of units, and K a ratio.
     powers = (1, -1) if power == 0 else (1, 1, -1)
     return " ".join(to_power(unit, k) for unit, k in zip(units, powers, strict=False) if unit != "1")

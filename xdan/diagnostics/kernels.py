@@ -1,4 +1,4 @@
-"""Kernels: functions of a network and of B evaluation points, tensors in and a tensor (B, ...) out."""
+"""Kernels: functions of a network and B evaluation points, with tensors as input and a tensor (B, ...) as result."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ _POINTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class PointBatch:
-    """B evaluation points, as a kernel sees them.
+    """B evaluation points, in the form that kernels take.
 
     Attributes
     ----------
     points : Points
     observing : ObservingSystem
-        Of each state's time.
+        H and R at the time of each state.
     observed : Tensor of bool, shape (B, P), optional
-        Which observations are made; None where neither the kernel nor the innovations need it.
+        Which observations are made; None if neither the kernel nor the innovations need it.
     draw : callable
-        draw(count, size, stream) gives standard normal numbers (B, count, size), keyed by trajectory and time.
+        draw(count, size, stream) returns standard normal numbers (B, count, size), keyed by trajectory and time.
     background : Tensor, shape () or (N, N), optional
-        Deviation of forecast errors, or a Cholesky factor of their covariance, that samples have beside R's.
+        Standard deviation of forecast errors, or a Cholesky factor of their covariance. Samples have these errors
+        beside those of R.
     """
 
     points: Points
@@ -50,7 +51,7 @@ class PointBatch:
     background: Tensor | None
 
     def at_innovation(self, zeta: Tensor) -> PointBatch:
-        """The same states at projected innovations zeta, (B, N)."""
+        """The same states with the projected innovations zeta, (B, N)."""
         return replace(self, points=replace(self.points, zeta=zeta))
 
     def samples(self, count: int) -> Tensor:
@@ -64,7 +65,7 @@ class PointBatch:
         x, observed = self.points.x, self.observed
         size = observed.shape[1]
         noise = self.draw(count, size, 0)
-        # One row of R for every sample of a state.
+        # One row of R for every sample.
         repeated = self.observing.repeat(count)
         x, observed = x.repeat_interleave(count, 0), observed.repeat_interleave(count, 0)
         innovation = repeated.errors_from(noise.flatten(0, 1).to(x))
@@ -77,7 +78,7 @@ class PointBatch:
 
 
 Kernel = Callable[[AnalysisNetwork, PointBatch], Tensor]
-"""What is computed: from a network and B points to a tensor of shape (B, ...)."""
+"""A kernel: a function of a network and B points, whose result is a tensor (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,12 @@ class MarginalGainKernel:
 
 @dataclass(frozen=True)
 class CutKernel:
-    """What another kernel gives, at some outputs i and some innovations j.
+    """The result of another kernel at some outputs i and some innovations j.
 
     Attributes
     ----------
     kernel : callable
-        Gives (B, N, N, ...).
+        A kernel with a result (B, N, N, ...).
     i, j : slice
     """
 
@@ -146,8 +147,8 @@ class SymmetryAverageKernel:
     Attributes
     ----------
     permutations : tuple of Tensor
-        Elements g of the group, those with the same g(r) side by side; the identity alone where the network commutes
-        with all.
+        Elements g of the group. Elements with equal g(r) stand side by side. If the network commutes with the group,
+        the identity alone.
     """
 
     permutations: tuple[Tensor, ...]
@@ -163,7 +164,7 @@ class SymmetryAverageKernel:
         for permutation in self.permutations:
             g = permutation.to(x.device)
             site = int(g[self.reference])
-            if site != last:  # one site's gain at a time: all of them are the tensor that is not formed
+            if site != last:  # the gain of one site at a time: the gains of all sites would be the large tensor Gamma
                 last, gamma = site, _at_site(network, batch.points, site, samples)
             total += gamma[:, g][:, :, g]
         return total / len(self.permutations)
@@ -177,7 +178,7 @@ def _at_site(network: AnalysisNetwork, points: Points, site: int, samples: Tenso
 
 @dataclass(frozen=True)
 class ScalingKernel:
-    """r, r^2 and 1 for each lambda, or zeros where there is no innovation, shape (B, L, 3)."""
+    """r, r^2 and 1 for each lambda, shape (B, L, 3); zeros for a state without an innovation."""
 
     scales: tuple[float, ...]
     covariance: CovarianceKernel
@@ -195,7 +196,7 @@ class ScalingKernel:
 
 @dataclass(frozen=True)
 class SteinKernel:
-    """Left side of Stein's identity, right side, difference and its square, shape (B, N, N, 4)."""
+    """Left side of Stein's identity, right side, their difference and its square, shape (B, N, N, 4)."""
 
     samples: int
 
@@ -216,7 +217,7 @@ class SteinKernel:
 
 @dataclass(frozen=True)
 class HistogramKernel:
-    """Counts of zeta in each bin, and of all observed sites, shape (B, bins + 1)."""
+    """Counts of zeta in each bin, and the number of observed sites, shape (B, bins + 1)."""
 
     edges: tuple[float, ...]
 
@@ -224,7 +225,7 @@ class HistogramKernel:
         """Compute at B points."""
         zeta = batch.points.zeta.double()
         edges = zeta.new_tensor(self.edges)
-        # Sites that nothing observes have zeta = 0 exactly; they are no sample.
+        # Sites that are not observed have zeta = 0 exactly. They do not count.
         place = torch.bucketize(zeta, edges, right=True) - 1
         counted = (zeta != 0) & (place >= 0) & (place < len(edges) - 1)
         counts = zeta.new_zeros(len(zeta), len(edges))
@@ -235,7 +236,7 @@ class HistogramKernel:
 
 @dataclass(frozen=True)
 class EquivarianceKernel:
-    """Square of the difference and of the value, for every element, shape (B, G, 2)."""
+    """Squares of the difference and of the value for every element of the group, shape (B, G, 2)."""
 
     permutations: tuple[Tensor, ...]
 

@@ -1,4 +1,4 @@
-"""How linear a network is in the projected innovation: scaling of increments, Stein's identity, and what it sees."""
+"""How linear a network is in zeta: scaling of increments, Stein's identity, and the zeta of a run."""
 
 from __future__ import annotations
 
@@ -40,26 +40,27 @@ def scaling_of_increments(
     device: str = "auto",
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """r(lambda): how increments grow when the projected innovation is multiplied by lambda, lazily.
+    """Compute r(lambda): how increments grow if the projected innovation is multiplied by lambda, lazily.
 
-    Equal to lambda for a network that is linear in zeta; computed in float64.
+    For a network that is linear in zeta, r(lambda) equals lambda. The computation is in float64.
 
     Parameters
     ----------
     {points}
     run : xarray.Dataset
-        Whose forecasts and innovations are taken.
+        Run of the network on this record; its forecasts and innovations are used.
     scales : sequence of float
-        lambda, all positive.
+        Values of lambda, all positive.
     dim : str or sequence of str
-        What of `trajectory` and `time` to average over.
+        Dims to average over: `trajectory`, `time` or both.
     method : {"autodiff", "regression"}
-        P_a as the derivative at zeta = 0, or as slopes over samples as wide as the observation error.
+        How P_a is computed: as the derivative at zeta = 0, or as slopes over samples with the observations' errors.
     samples : int, optional
-        N_p of the regression; 4 N by default.
+        Number N_p of samples of the regression, by default 4 N.
     cutoff : float, optional
-        Leave out the directions of P_a whose singular value is below this share of the largest, in which the
-        standardised increment is large whatever its size. By default, and with 0, none, and a singular P_a is refused.
+        Share of the largest singular value of P_a. Directions with smaller singular values are left out, because the
+        standardised increment is large there even if the increment is small. By default, and with 0, no direction is
+        left out, and a singular P_a is refused.
     {every}
     {burn_in}
     {device}
@@ -68,13 +69,14 @@ def scaling_of_increments(
     Returns
     -------
     xarray.Dataset
-        `ratio` along `scale`, and its `standard_error` over states, which are taken as independent, where both dims are
-        averaged. States without an innovation say nothing, and are left out.
+        `ratio` along `scale`. If both dims are averaged, also its `standard_error` over states, which counts states as
+        independent. States without an innovation are left out.
 
     Raises
     ------
     ValueError
-        If a scale is not positive, or there are too few samples; where P_a is singular, when it is computed.
+        If a scale is not positive, or there are too few samples. If P_a is singular, the error comes when it is
+        computed.
 
     References
     ----------
@@ -98,7 +100,7 @@ def scaling_of_increments(
     count = points.sample_count(samples) if method == "regression" else None
     kernel = ScalingKernel(tuple(values.tolist()), CovarianceKernel(to_gain=False, samples=count), cutoff or None)
     means = evaluate(points, kernel, (len(values), 3), over=over, at_once=64, dtype=np.dtype(np.float64))
-    share = means[..., 2]  # of states with an innovation
+    share = means[..., 2]  # share of states with an innovation
     ratio, square = means[..., 0] / share, means[..., 1] / share
     dims = [d for d in (TRAJECTORY, TIME) if d not in over]
     coordinates = {**{d: points.x[d] for d in dims}, "scale": ("scale", values, {"long_name": "lambda", "units": "1"})}
@@ -125,36 +127,36 @@ def stein_identity(
     device: str = "auto",
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Both sides of Stein's identity for a network, averaged over states, lazily.
+    """Compute both sides of Stein's identity for a network, averaged over states, lazily.
 
-    For Gaussian zeta, E[grad_zeta a] = Sigma^+ Cov[zeta, a]: the mean of derivatives is the slope of a regression. On
-    the left each derivative is taken within the space that the samples span, where some sites are not observed.
+    For Gaussian zeta, E[grad_zeta a] = Sigma^+ Cov[zeta, a]: the mean of the derivatives is the slope of a regression.
+    If some sites are not observed, each derivative on the left is taken within the space that the samples span.
 
     Parameters
     ----------
     {points}
     samples : int
-        Draws of zeta for each state, more than sites. The network is differentiated at each: 400 of them take some
-        seconds for a state of 40 sites, so take few states, with `every`.
+        Number of draws of zeta for each state, larger than the number of sites. The network is differentiated at each
+        draw: 400 draws take some seconds for a state of 40 sites. So use few states, with `every`.
     {forecast_error}
     {run}
     {every}
     {burn_in}
     seed : int
-        Keys the samples.
+        Key of the samples.
     {device}
     {words}
 
     Returns
     -------
     xarray.Dataset
-        `mean_gradient` and `regression` (i, j), their `difference` and its `standard_error` over the points. The
-        regression has a bias of order 1 / samples.
+        `mean_gradient` and `regression` (i, j), in squared units of the state; their `difference`, and its
+        `standard_error` over the points. The regression has a bias of order 1 / samples.
 
     Raises
     ------
     ValueError
-        For too few samples.
+        If there are too few samples.
 
     References
     ----------
@@ -220,27 +222,28 @@ def innovation_histogram(
     burn_in: int = 0,
     **words: Unpack[RecordWords],
 ) -> xr.DataArray:
-    """Density of the projected innovations of a run, over all observed sites, lazily.
+    """Compute the density of a run's projected innovations over all observed sites, lazily.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        The twin or the record that was cycled.
+        The twin or the record on which the run was made.
     network : Network
         The trained network.
     run : xarray.Dataset
-        Whose innovations are counted.
+        Run of the network; its innovations are counted.
     bins : int or sequence of float
-        How many between -limit and limit, or their edges.
+        Number of bins between -limit and limit, or the edges of the bins.
     limit : float, optional
-        By default six standard deviations of what the observation error makes of zeta, H being linearised at zero.
+        Largest absolute value of the bins. By default six standard deviations of the zeta that observation errors
+        alone give, with H linearised at zero.
     {burn_in}
     {words}
 
     Returns
     -------
     xarray.DataArray, dims (zeta,)
-        Integrates to the share that lies inside the edges.
+        The density. Its integral is the share of innovations within the edges.
 
     References
     ----------

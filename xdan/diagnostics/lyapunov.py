@@ -25,7 +25,7 @@ from ..records.store import check_whole, sealed
 from .evaluation_points import check_labelled
 from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_together, vector_count
 
-_BYTES = 1 << 27  # of a block of vectors, and of what one pass keeps
+_BYTES = 1 << 27  # most bytes of a block of vectors, and of the arrays that one pass keeps
 
 
 def lyapunov_vectors(
@@ -39,49 +39,52 @@ def lyapunov_vectors(
     truth: str | Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Lyapunov vectors at the states of a truth, lazily.
+    """Compute Lyapunov vectors at the states of a truth, lazily.
 
-    The tangent linear model carries vectors from each record time to the next, starting every interval from the
-    truth's own state. Backward vectors are orthonormal: the first m of them span what m perturbations of the distant
-    past have grown into. Covariant ones are mapped onto each other by the tangent linear model; they are as many
-    directions as exponents, each growing at its own. Both are known up to their sign, which is kept along a trajectory.
+    The tangent linear model carries vectors from each record time to the next. Every interval starts from the state of
+    the truth. Backward vectors are orthonormal: the first m of them span the space into which m perturbations of the
+    distant past have grown. The tangent linear model maps each covariant vector onto a multiple of the same vector at
+    the next time; each grows at the rate of its exponent. The sign of a vector is arbitrary, but constant along a
+    trajectory.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        With a truth; observations are not needed.
+        A record with a truth. Observations are not needed.
     kind : {"backward", "covariant"}
+        The kind of the vectors, as above.
     vectors : int, optional
-        How many of the N, from the fastest growing; all by default.
+        Number of vectors, the fastest growing first; by default all N.
     spin_up : int, optional
-        Cycles in which vectors converge. The first so many times are left out and, for covariant vectors, which look
-        into the future too, the last. By default as many as the dynamics' own spin-up takes. Neighbours part at the
-        rate by which their exponents differ: where that is 0.1, only some 100 units of model time bring them to 1e-4.
+        Number of cycles in which vectors converge. So many times are left out at the beginning. For covariant vectors,
+        which depend on the future too, so many times are also left out at the end. By default the cycles of the
+        dynamics' spin-up. Two neighbouring vectors separate at the rate by which their exponents differ: for a
+        difference of 0.1, an error of 1e-4 takes some 100 units of model time.
     interval : float, optional
-        Model time between orthonormalisations, at most; 10 steps by default.
+        Longest model time between orthonormalisations, by default 10 steps.
     dynamics : Dynamics, optional
-        The model, where the attributes name none that is registered.
+        The model. By default the attribute `dynamics` of the Dataset names a registered model.
     truth : str, or mapping of fields' names to str, optional
-        Name of the truth's variable, where its attributes and its name do not say the role.
+        Name of the truth's variable. By default its attributes or its name tell the role.
     seed : int
-        Of the directions at the first time and, for covariant vectors, at the last. Converged vectors do not depend
-        on it, but for signs: two seeds tell how far they have converged.
+        Key of the random directions at the first time and, for covariant vectors, at the last time. Except for signs,
+        converged vectors do not depend on the seed: two seeds show how well the vectors have converged.
 
     Returns
     -------
     xarray.Dataset
-        Dask-backed, float64: `lyapunov_vector` (trajectory, time, vector, *state) of length 1, and `growth`
-        (trajectory, time, vector), each vector's finite-time exponent over the interval that ends at this time, per
-        unit of model time. A task takes some trajectories with all their K times, a few of them at once, and keeps
-        K M (N + M) numbers for each of these.
+        Lazy, in float64: `lyapunov_vector` (trajectory, time, vector, *state), of length 1; and `growth` (trajectory,
+        time, vector), the finite-time exponent of each vector over the interval that ends at this time, per unit of
+        model time. A task computes some trajectories with all their K times. It takes a few trajectories at once, and
+        keeps K M (N + M) numbers for each of them, for M vectors.
 
     Raises
     ------
     TypeError
-        If the dynamics is not a Dynamics, or an argument is of another type than expected.
+        If `dynamics` is not a Dynamics, or an argument has another type.
     ValueError
-        For another kind, more vectors than the state has components, fewer cycles than the spin-up leaves out, no
-        truth, or one that is not finite: where it lies in memory at once, else when it is computed.
+        If `kind` is unknown, there are more vectors than components of the state, no cycle is left after the spin-up,
+        or there is no truth. If the truth is not finite; for a lazy truth, this error comes when it is computed.
 
     References
     ----------
@@ -136,7 +139,7 @@ def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: Any) -> Labelle
             f"Lyapunov vectors need the truth: expected a variable 'truth', found {sorted(map(str, ds.data_vars))}; "
             "name it with truth="
         )
-    # The states are all that is needed: in the observations' place they pass every check, whatever was observed.
+    # Only the states are needed. The truth stands in the place of the observations, so that every check passes.
     names = [str(one.name) for one in each(states)]
     words: Any = dict(zip(states, names, strict=True)) if isinstance(states, dict) else names[0]
     labelled = read(ds[names], dynamics=dynamics, truth=words, observation=words, observation_error=1.0)
@@ -161,7 +164,7 @@ def _kept(setup: Setup, kind: str, spin_up: int | None) -> slice:
 
 
 def _check_finite(finite: Array, labels: Array) -> None:
-    """Refuse trajectories that are not finite throughout."""
+    """Refuse trajectories that are not finite at all times."""
     lost = ~finite
     if lost.any():
         raise ValueError(
@@ -183,7 +186,7 @@ def _vectors_block(
     kept: slice,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Vectors (B, K, M, *state) and growth (B, K, M) of some trajectories at the times kept."""
+    """Vectors (B, K, M, *state) and growth (B, K, M) of some trajectories at the times that are kept."""
     x, keys = tensors[0].flatten(2), setup.keys(rows)
     finite = [bool(trajectory.isfinite().all()) for trajectory in x]
     _check_finite(np.array(finite, dtype=bool), setup.trajectory[rows])

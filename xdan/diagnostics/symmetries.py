@@ -1,4 +1,4 @@
-"""Symmetries of an experiment and of a network, and what they make of its marginal gain."""
+"""Symmetries of an experiment and of a network, and averages of the marginal gain over symmetries."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .evaluation_points import EvaluationPoints, check_labelled, read_points
 from .kernels import EquivarianceKernel
 from .wording import shares_points
 
-# Elements of a group at which a network is tried; fewer where each runs the model along a past.
+# Number of elements of a group with which a network is tried; fewer if each runs the model along a past.
 _TRIED, _TRIED_REBUILT = 64, 8
-_LEADING = 100  # times that say which sites are observed, where no rule does
-# Largest difference of analyses that counts as none, relative to them: rounding grows where the model runs backward.
+_LEADING = 100  # number of times that tell which sites are observed, if no rule tells it
+# Largest relative difference of analyses that counts as rounding. Rounding grows if the model runs backward.
 _SAME, _SAME_REBUILT = 1e-10, 1e-6
 
 
@@ -40,27 +40,27 @@ _SAME, _SAME_REBUILT = 1e-10, 1e-6
 def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
     """Find the permutations of the state's sites under which an experiment does not change.
 
-    They are those that commute with the dynamics and leave H^T R^-1 H as it is: all turns of the ring for Lorenz-96
-    observed at every site, or at random ones; turns by two where every other site is observed; on a sphere the
-    rotations about the axis. What is tried are the products of `StateSpace.symmetries`: shifts along periodic dims,
-    reflections, exchanges of dims, of components and of fields. Of a model that names its dims and no geometry, every
-    shift is tried, as if it were periodic along every dim.
+    These permutations commute with the dynamics and do not change H^T R^-1 H. For Lorenz-96 that is observed at every
+    site or at random sites, they are all turns of the ring. If every other site is observed, they are the turns by
+    two. On a sphere they are the rotations about the axis. The function tries the products of `StateSpace.symmetries`:
+    shifts along periodic dims, reflections, and exchanges of dims, components and fields. If a model names its dims but
+    no geometry, every shift along every dim is tried.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        Twin or record. Observations at random sites are taken to be as likely at each, where its attributes say that
-        they are random.
+        Twin or record. If its attributes say that observed sites are random, all sites count as equally likely.
     {words}
 
     Returns
     -------
     Group
+        The group of these permutations.
 
     Raises
     ------
     ValueError
-        If the sites observed change in time by a rule that the attributes do not state.
+        If the observed sites change in time, and the attributes do not state the rule.
 
     References
     ----------
@@ -78,7 +78,7 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
 
 
 def find_group(labelled: LabelledRecord) -> Group:
-    """Find the group under which the experiment of a record does not change: what `symmetry_group` returns."""
+    """Find the group under which the experiment of a record does not change: the result of `symmetry_group`."""
     dynamics = labelled.setup.dynamics
     labels = torch.arange(2)
     noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))[:, 0]
@@ -97,7 +97,7 @@ def find_group(labelled: LabelledRecord) -> Group:
         information = _information(labelled.setup.observing, observed, x)
 
         def unchanged(g: Tensor) -> bool:
-            if information.ndim < 3:  # a diagonal, which does not depend on the state
+            if information.ndim < 3:  # a diagonal does not depend on the state
                 same = torch.allclose(information, information[..., g], rtol=1e-9, atol=1e-12)
                 return same and commutes(step, x, g)
             if not commutes(step, x, g):
@@ -109,10 +109,10 @@ def find_group(labelled: LabelledRecord) -> Group:
 
 
 def _information(observing: ObservingSystem, observed: Tensor, x: Tensor) -> Tensor:
-    """H^T R^-1 H of what is observed (P,), at states (B, N), shape (B * times, N, N).
+    """H^T R^-1 H for the observed components (P,), at states (B, N), shape (B * times, N, N).
 
-    Times are those at which R differs, and some of an H that moves. Where H^T R^-1 H is diagonal, its diagonal alone,
-    shape (N,) or (times, N).
+    The times are those at which R differs, and some times of an H that changes in time. If H^T R^-1 H is diagonal, the
+    result is its diagonal, shape (N,) or (times, N).
     """
     states, sites = x.shape
     if observing.direct and observing.std is not None:
@@ -126,12 +126,12 @@ def _information(observing: ObservingSystem, observed: Tensor, x: Tensor) -> Ten
 
 
 def fitting_group(points: EvaluationPoints, group: Group | None) -> Group:
-    """A group on the sites of some points; by default the one under which their experiment does not change.
+    """Check a group on the sites of some points. By default take the group under which the experiment does not change.
 
     Raises
     ------
     ValueError
-        If it is of other sites.
+        If the group belongs to another number of sites.
     """
     if group is None:
         return find_group(points.labelled)
@@ -143,16 +143,16 @@ def fitting_group(points: EvaluationPoints, group: Group | None) -> Group:
 
 
 def _observed(labelled: LabelledRecord) -> Tensor | None:
-    """Which observations are made: 1 or 0, or 1 for all where they are as likely at each, shape (P,).
+    """Which observations are made, 1 or 0, shape (P,); all are 1 if all are equally likely.
 
-    None where they change in time by a rule that the attributes do not state.
+    None if they change in time and the attributes do not state the rule.
     """
     y = labelled.observation
     size = math.prod(y.shape[2:])
     rule = labelled.sites
     if rule is not None and rule.kind == "random":
         return torch.ones(size).double()
-    if rule is not None and y.chunks is not None:  # nothing lazy is read before it is asked for
+    if rule is not None and y.chunks is not None:  # lazy data are not read here
         zero = torch.zeros(1, dtype=torch.int64)
         return rule.mask(size, zero, zero, 0)[0, 0].double()
     leading = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
@@ -163,11 +163,12 @@ def _observed(labelled: LabelledRecord) -> Tensor | None:
 
 
 def commuting(points: EvaluationPoints, group: Group) -> bool:
-    """Whether the points' network, in float64, commutes with a group, at some random states.
+    """Whether the network of the points commutes with a group, tried in float64 at some random states.
 
-    The covariance of a filter beside the network is random where it is carried, and permuted with the state. Where it
-    is rebuilt from the state the model takes part, and the sites that the record observes stay where they are; a group
-    that moves them does not commute. Where they change in time by an unknown rule, that is taken to be so.
+    A carried covariance of a filter beside the network is random here, and is permuted with the state. A rebuilt
+    covariance is computed with the model and the sites that the record observes, which are not permuted: a group that
+    moves the observed sites does not commute. If these sites change in time by an unknown rule, the group counts as
+    one that does not commute.
     """
     network, method, setup = points.module, points.method, points.setup
     generator = torch.Generator().manual_seed(0)
@@ -201,7 +202,7 @@ def commuting(points: EvaluationPoints, group: Group) -> bool:
 
 
 def _some(group: Group, most: int) -> list[int]:
-    """Indices of at most so many elements: the first, the second, which may generate all, and others spread out."""
+    """Indices of at most `most` elements: the first, the second, which may generate all, and others spread out."""
     if len(group) <= most:
         return list(range(len(group)))
     return sorted({0, 1, *np.linspace(2, len(group) - 1, most - 2).astype(int).tolist()})
@@ -222,32 +223,33 @@ def equivariance_error(
     device: str = "auto",
     **words: Unpack[RecordWords],
 ) -> xr.DataArray:
-    """How far the marginal gain at a transformed state is from the transformed marginal gain, lazily.
+    """Compare the marginal gain at a transformed state with the transformed marginal gain, lazily.
 
     Gamma(g x, g zeta)[i, j, l] should be Gamma(x, zeta)[g(i), g(j), g(l)], Eq. 16. Both are compared along one random
-    direction of zeta and of x for each state, whose mean square is the tensor's: no Gamma is formed.
+    direction of zeta and one of x for each state. The mean square over directions is that of the tensor, so that no
+    Gamma is formed.
 
     Parameters
     ----------
     {points}
     group : Group, optional
-        That of `symmetry_group` by default.
+        The symmetries; by default the group of `symmetry_group`.
     elements : int
-        Elements that are tried, spread over the group.
+        Number of elements that are tried, spread over the group.
     {every}
     {burn_in}
     {run}
     {innovation}
     seed : int
-        Keys the directions.
+        Key of the random directions.
     {device}
     {words}
 
     Returns
     -------
     xarray.DataArray, dims (element,)
-        Root mean square difference over root mean square, 0 for an equivariant network and about 1.4 for one that
-        knows nothing of the symmetry. `image` says where an element carries site 0.
+        The root mean square difference divided by the root mean square. It is 0 for an equivariant network, and nearly
+        1.4 for a network without the symmetry. The coordinate `image` is the site to which an element carries site 0.
 
     Examples
     --------
@@ -274,24 +276,25 @@ def equivariance_error(
 
 
 def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
-    """Mean marginal gain along i, j and l from its symmetry averages, Eq. F5.
+    """Reconstruct the mean marginal gain along i, j and l from its symmetry averages, Eq. F5.
 
     Parameters
     ----------
     *averages : xarray.DataArray, dims (..., i, j)
-        Of `gain(kind="mean")`, one for a reference site in each orbit of the group.
+        Results of `gain(kind="mean")`: one for a reference site in each orbit of the group.
     group : Group
-        That they were averaged over.
+        The group that they were averaged over.
 
     Returns
     -------
     xarray.DataArray, dims (..., i, j, l)
+        The mean marginal gain, in the units of the averages.
 
     Raises
     ------
     ValueError
-        If the averages leave out an orbit, the message says which sites lack one; if they are over another group, or
-        do not belong together.
+        If an orbit has no average; the message names its sites. If the averages are over another group, or do not
+        belong together.
 
     Examples
     --------
@@ -344,27 +347,28 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
 
 
 def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynamics | None = None) -> xr.Dataset:
-    """How far from the reference site a symmetry average reaches.
+    """Compute how far from the reference site a symmetry average reaches.
 
     Parameters
     ----------
     omega : xarray.DataArray, dims (i, j)
-        Of `gain(kind="mean")`.
+        Result of `gain(kind="mean")`.
     share : float
-        Of the mass, the sum of absolute values, that the radius holds.
+        Share of the mass within the radius, between 0 and 1. The mass is the sum of absolute values.
     dynamics : Dynamics, optional
-        Whose distances are taken, where the attributes name none that is registered.
+        The dynamics that tells the distances. By default the attributes of `omega` name a registered one.
 
     Returns
     -------
     xarray.Dataset
-        `mass` at each distance, the larger one of d(i, r) and d(j, r); `mass_within` it, which sums up to 1; the
-        smallest `radius` within which `share` of the mass is; `largest` absolute value at each distance.
+        Along `distance`, the larger one of d(i, r) and d(j, r): `mass`, the share of the mass at this distance;
+        `mass_within`, the share up to this distance, which reaches 1; and `largest`, the largest absolute value at this
+        distance. `radius` is the smallest distance within which `share` of the mass lies.
 
     Raises
     ------
     ValueError
-        If the dynamics knows no distances, or the share is not between 0 and 1.
+        If the dynamics knows no distances, or `share` is not between 0 and 1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the docstrings of diagnostics share."""
+"""Parts that the docstrings of diagnostics share."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ shares_points = shares(
         **PARAGRAPHS,
         "points": """\
 ds : xarray.Dataset
-    Twin or record. The network is looked at in the states of its truth, unless a run is passed.
+    Twin or record. The network is studied at the states of its truth, or at the forecasts of `run`.
 network : Network
     The trained network.""",
         "run": """\
 run : xarray.Dataset, optional
-    Of `cycle(network)`; its forecasts are the points. It must hold the memory of a network that has one, and the
-    covariance that a network beside a Kalman filter carries, `cycle(network, members=True)`: both are held fixed.
-    At the truth's states memory is taken as empty, and there is no such covariance; one that the network rebuilds
-    from the state (`past`) moves with the state.""",
+    Run of `cycle(network)`. Its forecasts are the points at which the network is studied. By default the points are the
+    truth's states. If the network has a memory, or carries a covariance beside a Kalman filter, the run must hold it:
+    make the run by `cycle(network, members=True)`. Memory and covariance are kept fixed. At the truth's states the
+    memory is empty, and there is no carried covariance. A covariance that the network rebuilds from the state (`past`)
+    changes with the state.""",
         "innovation": """\
 innovation : {"zero", "sampled", "run"}
-    Where in zeta the exact derivatives are taken: at 0 (Gamma-bar, Eq. 11), at a draw for every state
-    (Gamma-tilde, Eq. 14), at the run's own (Gamma-hat, Eq. D2).""",
+    The zeta at which exact derivatives are taken: 0 (Gamma-bar, Eq. 11), a random zeta for every state (Gamma-tilde,
+    Eq. 14), or the zeta of the run (Gamma-hat, Eq. D2).""",
         "forecast_error": """\
 forecast_error : float or array, shape (N, N), optional
-    Deviation or covariance P_f of forecast errors: samples then have the covariance H^T R^-1 (R + H P_f H^T) R^-1
-    H, without it H^T R^-1 H (App. H).""",
+    Standard deviation or covariance P_f of forecast errors, in the state's units. Samples of zeta then have the
+    covariance H^T R^-1 (R + H P_f H^T) R^-1 H. By default their covariance is H^T R^-1 H (App. H).""",
         "every": """\
 every : int
-    Take every so many-th time.""",
+    Step in time: 1 takes every time, 2 takes every second time, and so on.""",
         "burn_in": """\
 burn_in : int
-    Leading times to leave out.""",
+    Number of times to leave out at the beginning.""",
     }
 )

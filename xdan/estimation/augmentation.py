@@ -1,4 +1,4 @@
-"""Parameters by state augmentation: an ensemble filter over a record, of states with parameters behind."""
+"""Parameters by state augmentation: an ensemble filter over a record whose states end with the parameters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .parameter_labels import (
     dims_of,
 )
 
-_TRIED = 64  # trajectories of which the extreme members are tried
+_TRIED = 64  # number of trajectories whose extreme members are tried
 _MEMBERS = "standard deviation of the members"
 _POOLED = "mean over trajectories at the last time"
 _SCATTER = "from the scatter of trajectories; of a single one the ensemble's spread"
@@ -53,17 +53,17 @@ def estimate_by_augmentation(
     walk: Tensor,
     **settings: Any,
 ) -> xr.Dataset:
-    """Run an ensemble method over the record with the parameters in its state.
+    """Run an ensemble method over the record, with the parameters as components of the state.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        That the record was read from.
+        The Dataset that the record was read from.
     labelled : LabelledRecord
     priors : Priors
     ensemble : EnsembleMethod
     walk : Tensor, shape (p,)
-        Deviation of the parameters' random walk in one interval.
+        Standard deviation of the parameters' random walk in one interval.
     **settings
         seed, store, mode, device, progress: arguments of `cycle`.
 
@@ -81,7 +81,7 @@ def estimate_by_augmentation(
 
 
 def augmented_record(labelled: LabelledRecord, augmented: AugmentedDynamics) -> LabelledRecord:
-    """The record of a model as one of the augmented model, whose parameters nothing observes."""
+    """Make the record of the augmented model from a record of the model. The parameters are not observed."""
     setup, size, count = labelled.setup, augmented.size, len(augmented.priors.mean)
     observing = observing_augmented(setup.observing, size, count)
     observation = labelled.observation
@@ -109,7 +109,7 @@ def augmented_record(labelled: LabelledRecord, augmented: AugmentedDynamics) -> 
 
 @dataclass(frozen=True)
 class _Components(Variable):
-    """A variable that holds some components of a state, from `first` on, in a shape of its own."""
+    """A variable that holds some components of a state, from `first` on, in another shape."""
 
     first: int = 0
 
@@ -120,7 +120,7 @@ class _Components(Variable):
 
 
 class _ParameterRun(Run):
-    """A run of an augmented model that keeps the parameters, and not the states."""
+    """A run of an augmented model that keeps the parameters but not the states."""
 
     def __init__(self, model: Dynamics, priors: Priors, labelled: LabelledRecord, *arguments: Any, **words: Any):
         super().__init__(labelled, *arguments, **words)
@@ -163,7 +163,7 @@ class _ParameterRun(Run):
 
 
 def _estimates(result: xr.Dataset, priors: Priors) -> dict[str, xr.DataArray]:
-    """Final value of each parameter over all trajectories, and its uncertainty."""
+    """Final value of each parameter, from all trajectories, and its uncertainty."""
     estimates = {}
     for name in priors.names:
         last, spread = (

@@ -1,4 +1,4 @@
-"""A control: observations of the model's own truth, where and when a record has its own."""
+"""A control: observations of a truth that the model makes, at the places and times of a record's observations."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from ..records.fields import split_tensor
 from ..records.record import LabelledRecord
 from ..records.schema import TIME, TRAJECTORY, TRUTH
 
-_GOLDEN = 0x9E3779B9  # seeds of controls are this far apart, so that they share no truth with one another
+_GOLDEN = 0x9E3779B9  # distance of the seeds of two controls, so that no two controls share a truth
 
 
 def control_record(ds: xr.Dataset, labelled: LabelledRecord, number: int, seed: int) -> xr.Dataset:
     """Observations that the record would hold if the model were perfect.
 
-    A truth of the model starts from its climatology, errs in every interval where the model has a model error, and is
-    observed by the record's H and R where and when the record has observations.
+    The truth starts from the model's climatology. If the model has model errors, an error is added in every interval.
+    The record's H and R observe this truth at the places and times of the record's observations.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        The record, without a truth in what is returned.
+        The record. Its truth is not in the result.
     labelled : LabelledRecord
-        As it was read with the model.
+        The record as it was read with the model.
     number : int
-        Of the control: each has another truth.
+        Number of the control. Each control has another truth.
     seed : int
 
     Returns
     -------
     xarray.Dataset
-        As lazy as the record is, with the names and dims of its observations.
+        Observations with the names and dims of the record's; lazy if the record is lazy.
     """
     observation = labelled.observation.transpose(TRAJECTORY, TIME, ...)
     data = observation.chunk().data if observation.chunks is None else observation.data
@@ -68,7 +68,7 @@ def control_record(ds: xr.Dataset, labelled: LabelledRecord, number: int, seed: 
         new = xr.DataArray(arrays[part.name("observation")], dims=dims, attrs=old.attrs)
         labels = {dim: labelled.labels[dim] for dim in dims if dim in labelled.labels and dim in old.coords}
         labelled_new = new.assign_coords(labels)
-        # Assigned by its labels: the record may have its places in another order.
+        # Values are assigned by labels, as the record may have its places in another order.
         made[name] = (labelled_new.isel({TRAJECTORY: 0}, drop=True) if labelled.bare else labelled_new).transpose(
             *old.dims
         )
@@ -89,7 +89,7 @@ def _control_block(
     labels: Sequence[int],
     seed: int,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Observations of a block; the carry is the last state of the truth."""
+    """Make the observations of a block. The carry is the last state of the truth."""
     (there,) = data
     trajectory, time = torch.tensor(labels[rows]), torch.arange(columns.start, columns.stop)
     like = torch.zeros((), dtype=there.dtype)

@@ -41,7 +41,7 @@ KINDS: dict[str, Callable[[], TendencyNetwork]] = {
     "quadratic": partial(LocalPolynomial, kernel=5, degree=2),
     "cnn": QuadraticCNN,
 }
-_WORSE = 1.05  # of the increments of a pass: so many times those of the pass before are no progress
+_WORSE = 1.05  # ratio of a pass's increments to those of the pass before, above which the pass made no progress
 
 
 @shares_words
@@ -66,48 +66,49 @@ def learn_correction(
     progress: bool = True,
     **words: Unpack[RecordWords],
 ) -> CorrectedDynamics:
-    """Learn what a model lacks from the increments of a run with it, x_a - x_f, computed at once.
+    """Learn a correction of a model from the increments x_a - x_f of a run with this model; not lazily.
 
-    An analysis that is not told of a model's error pulls the state back at every cycle: its increments have a mean,
-    given the state. The increment over the interval is regressed on the state, and what is learned is added to the
-    model's tendency. Only a part of the error shows in the increments (docs/corrections.md derives which), so that
-    `passes` > 1 assimilate again with the corrected model and learn what is left.
+    If a model has a systematic error, analyses pull the state back at every cycle: the mean increment at a state is not
+    zero. The increment divided by the interval is regressed on the state, and the result is added to the model's
+    tendency. Only a part of the error shows in the increments (docs/corrections.md derives this part). So with
+    `passes` > 1, the corrected model assimilates again, and the rest of the error is learned.
 
     Parameters
     ----------
     ds : xarray.Dataset
         The record.
     run : xarray.Dataset
-        Of `cycle` or `baseline` on this record, with the model that is to be corrected: `dynamics=` says which, where
-        the record's attributes name another. It may be corrected already, by a network of the same kind. Take it from a
-        store or from memory: a lazy one runs anew whenever it is read.
+        Run of `cycle` or `baseline` on this record, with the model to correct. Pass this model as `dynamics=` if the
+        record's attributes name another. The model may have a correction already, by a network of the same kind. Take
+        the run from a store or from memory: a lazy run is computed again whenever it is read.
     kind : {"linear", "quadratic", "constant", "cnn"} or TendencyNetwork
-        Form of the correction. A `LocalPolynomial` (constant, linear and quadratic are some) is found by least squares,
-        summed block by block; another network by gradient steps on forecasts of one interval.
+        Form of the correction. A `LocalPolynomial`, such as "constant", "linear" and "quadratic", is fitted by least
+        squares, summed block by block. Another network is fitted by gradient steps on forecasts of one interval.
     passes : int
-        How often to assimilate and learn; the given run is the first pass.
+        Number of times to assimilate and learn. `run` is the first pass.
     control : bool
-        Whether what the same method finds where the model is perfect is taken off. In every pass a truth of the
-        model is observed as the record is, and assimilated. Increments depend on the state there too, wherever the
-        method's gain is not the best one, and a regression would take that for an error of the model. Of what a network
-        is to learn by gradient steps, a linear form of five points is taken off.
+        Whether to subtract the result of a control, in which the model is perfect. In every pass, a truth that the
+        model makes is observed as the record is, and assimilated. If the method's gain is not the best one, increments
+        depend on the state even there, and a regression would take this for an error of the model. For gradient steps,
+        the control is subtracted as a linear form of five points.
     method : Network or Method, optional
-        Cycles the control and the further passes; by default the run's, where its attributes tell.
+        The method that cycles the control and the further passes. By default the method of `run`, if the attributes of
+        `run` tell it.
     burn_in : int
-        Cycles of each run that are left out.
+        Number of cycles to leave out at the beginning of each run.
     penalty : float, optional
-        Of least squares: of a coefficient's square, in units of a sample's weight. By default the one that predicts
-        parts of the data best which it did not see.
+        For least squares: the weight of a coefficient's square, relative to the weight of a sample. By default the
+        weight that best predicts parts of the data that were left out.
     relaxation : float or "secant"
-        How many times what a pass finds is added. "secant" adds it once in the first pass, and from then on as much as
-        the passes before showed to be needed, at most 4 times; of a network found by gradient steps once.
+        Factor of each pass's result when it is added. "secant" takes the factor 1 in the first pass. From then on it
+        takes the factor that the earlier passes ask for, at most 4. For gradient steps "secant" always means 1.
     steps, batch, learning_rate, validation : optional
-        Of gradient steps: how many, intervals in each, Adam's rate, share of the trajectories (of the time, of a single
-        one) that is held back to choose the best weights.
+        For gradient steps: their number, the number of intervals in each, Adam's rate, and the share of the
+        trajectories that is held back to choose the best weights. A single trajectory holds back a share of its time.
     seed : int
-        Of first weights and of draws.
+        Key of the first weights and of all draws.
     store : path, optional
-        Folder that keeps the runs and models of all passes. A killed call is taken up by the same call.
+        Folder that keeps the runs and models of all passes. After a kill, the same call goes on from there.
     {device}
     {progress}
     {words}
@@ -115,17 +116,19 @@ def learn_correction(
     Returns
     -------
     CorrectedDynamics
-        Its `provenance` says which record, run, method, settings and version it came from, and of every pass under
-        "passes": the root mean square `increment` before the correction, of what was learned (`learned`, in units of
-        the state for one interval), the `factor` that it was added with, and the `penalty` or the history of the fit.
+        The corrected model. Its `provenance` holds the record, run, method, settings and version that it was made
+        from. For every pass, the entry "passes" holds the root mean square `increment` before the correction; the root
+        mean square correction `learned`, in units of the state for one interval; the `factor` with which it was added;
+        and the `penalty` or the history of the fit.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
-        For an unknown kind, a network of another space, a run of another record or model, too few cycles, or a method
-        that the run's attributes do not tell; before anything is computed.
+        If the kind is unknown, the network belongs to another space, the run was made on another record or with another
+        model, there are too few cycles, or the run's attributes do not tell its method. All of this is checked before
+        the computation.
     FileExistsError
         If the store holds passes of another call.
     TrainingInterrupted
@@ -135,7 +138,7 @@ def learn_correction(
     Warns
     -----
     XdanWarning
-        Where a pass makes the increments larger; the passes end there, and `provenance["converged"]` is False. Where
+        If a pass makes the increments larger: the passes then end, and `provenance["converged"]` is False. Also if
         nothing was learned.
 
     References
@@ -230,7 +233,7 @@ def learn_correction(
 
 
 def _dressed(base: Dynamics, model: Dynamics) -> Dynamics:
-    """The model that is corrected, with the climatology and the model error that the record's model has."""
+    """The model to correct, with the climatology and the model error of the record's model."""
     if base is model:
         return base
     return base._copied(
@@ -242,7 +245,7 @@ def _dressed(base: Dynamics, model: Dynamics) -> Dynamics:
 
 
 def _network_for(kind: Any, model: Dynamics, seed: int) -> TendencyNetwork:
-    """The network that is learned: for the model's space, or the one that corrects the model already."""
+    """The network to fit: a new one for the model's space, or the network that corrects the model already."""
     if not isinstance(kind, (str, TendencyNetwork)):
         raise TypeError(
             f"kind={shown(kind)}: expected one of {sorted(KINDS)}, or a network such as xdan.QuadraticCNN()"
@@ -263,7 +266,7 @@ def _network_for(kind: Any, model: Dynamics, seed: int) -> TendencyNetwork:
 
 
 def _relaxation(value: Any) -> float | None:
-    """How many times what is found is added; None for the secant."""
+    """The factor of each pass's result; None for the secant."""
     if isinstance(value, str):
         if value != "secant":
             raise ValueError(f"relaxation={value!r}: expected 'secant' or a positive number")
@@ -272,7 +275,7 @@ def _relaxation(value: Any) -> float | None:
 
 
 def _method_of(run: xr.Dataset, method: Any, passes: int, control: bool) -> Network | Method:
-    """What cycles the control and further passes: the caller's, or the run's as its attributes tell."""
+    """The method that cycles the control and further passes: the caller's, or the method in the run's attributes."""
     if isinstance(method, (Network, Method)):
         return method
     if method is not None:
@@ -292,12 +295,12 @@ def _method_of(run: xr.Dataset, method: Any, passes: int, control: bool) -> Netw
 
 
 def _with(words: Any, dynamics: Dynamics) -> Any:
-    """The words by which a record is read, with another dynamics."""
+    """The words of a record, with another dynamics."""
     return {**words, "dynamics": dynamics}
 
 
 def _place(folder: Path | None, number: int, what: str) -> Path | None:
-    """Where a pass keeps something."""
+    """The path at which a pass keeps a run or a model."""
     return None if folder is None else folder / f"{what}-{number}.zarr"
 
 
@@ -311,7 +314,7 @@ def _cycled(
     device: str,
     progress: bool,
 ) -> xr.Dataset:
-    """A run with the corrected model; one that is in the store already is taken."""
+    """A run with the corrected model. If the store holds it already, it is read from there."""
     if store is not None and (store / "zarr.json").exists():
         there: xr.Dataset = xr.open_zarr(store, consolidated=False)
         if STATUS not in there.attrs:
@@ -329,7 +332,7 @@ def _cycled(
 
 
 def _source(ds: xr.Dataset, labelled: LabelledRecord, run: xr.Dataset) -> dict[str, Any]:
-    """Where a correction came from, as JSON."""
+    """The origin of a correction, as JSON."""
     observation = labelled.observation
     leading = observation.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
     known = ("method", "method_parameters", "seed", "network_digest", "dynamics")

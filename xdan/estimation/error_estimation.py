@@ -1,4 +1,4 @@
-"""An estimation of Q and R over a record: planned, computed and labelled."""
+"""An estimation of Q and R over a record: its plan, its computation and its labels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .error_methods import Outcome, desroziers_passes, expectation_maximisation,
 from .error_passes import Estimate, Passes, start_of
 from .error_request import Request
 
-_SAMPLES = 20  # of trajectories and groups of times that standard errors are taken from, at least
-_OF_MATRICES = 50  # the same of full covariances
-_FEWEST = 10  # times of such a group, at least
-_PER_NUMBER = 5  # samples for each variance, where the record is long enough
-_OF_CLIMATE = 0.01  # of the climate's variance: Q to start from, where nothing says another
+_SAMPLES = 20  # least number of samples (trajectories times groups of times) for standard errors
+_OF_MATRICES = 50  # least number of samples for standard errors of full covariances
+_FEWEST = 10  # least number of times in a group
+_PER_NUMBER = 5  # samples for each variance, if the record is long enough
+_OF_CLIMATE = 0.01  # share of the climate's variance at which Q starts if nothing names a Q
 _NUMBER = {"long_name": "iteration; 0 is the start", "units": "1"}
 _SERIES = {
     "log_likelihood": ("log-likelihood of the observations after the burn-in", "1"),
@@ -39,13 +39,13 @@ _SERIES = {
 
 
 class Estimation:
-    """An estimation that is planned.
+    """An estimation that is planned but not computed yet.
 
     Attributes
     ----------
     passes : Passes
     structures : tuple of Structure
-        Of Q and of R.
+        Structures of Q and of R.
     """
 
     def __init__(self, labelled: LabelledRecord, request: Request, seed: int, device: str, progress: bool) -> None:
@@ -62,7 +62,7 @@ class Estimation:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What the estimate follows from, for the store of an unfinished one."""
+        """Everything that determines the estimate, for the store of an unfinished one."""
         setup, request, passes = self.labelled.setup, self.request, self.passes
         count = passes.observation.numblocks[0]
         blocks = dask.compute(*(dask.delayed(digest)(passes.observation.blocks[k]) for k in range(count)))
@@ -84,7 +84,7 @@ class Estimation:
         }
 
     def result(self, checkpoint: Checkpoint | None) -> xr.Dataset:
-        """Estimate, warn of what went wrong, and label."""
+        """Estimate, warn of faults, and label the result."""
         outcome, along = self._outcome(checkpoint), ITERATION
         if self.request.method == "lag-innovations":
             along = TIME
@@ -146,7 +146,7 @@ class Estimation:
 
     @property
     def _smoothing(self) -> float:
-        """Cycles that moving averages look back."""
+        """Number of cycles that moving averages look back."""
         cycles = self.labelled.observation.sizes[TIME] - self.passes.burn_in
         return max(10.0, cycles / 10) if self.request.smoothing is None else self.request.smoothing
 
@@ -183,12 +183,12 @@ class Estimation:
             )
 
     def _start(self, variances: Any) -> Estimate:
-        """Q and R that the estimate starts from.
+        """Q and R at which the estimate starts.
 
         Raises
         ------
         ValueError
-            If Q is zero, and is to be estimated by a method that leaves a Q of zero as it is.
+            If Q is zero and is to be estimated by a method that cannot change a Q of zero.
         """
         q, r = start_of(variances, self.passes.setup, self.structures)
         smallest = float(np.linalg.eigvalsh(q)[0] if q.ndim == 2 else q.min())
@@ -201,7 +201,7 @@ class Estimation:
         return q, r
 
     def _verdict(self, outcome: Outcome) -> list[str]:
-        """What is to be warned of."""
+        """Sentences of the warnings."""
         texts, request = list(outcome.texts), self.request
         if outcome.diverged:
             texts.append(

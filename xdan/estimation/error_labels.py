@@ -1,4 +1,4 @@
-"""Estimates of Q and R under labels: variables that records, `cycle` and every method take as they are."""
+"""Estimates of Q and R with labels: variables that records, `cycle` and every method accept."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part of Q or of R stands among its components.
+    """Place of a part among the components of Q or R.
 
     Attributes
     ----------
     part : Part
     place : numpy.ndarray of int
-        Its components.
+        Components of the part.
     """
 
     part: Part
@@ -47,7 +47,7 @@ class Place:
 
 
 def places_of(name: str, labelled: LabelledRecord, whole: bool) -> list[Place]:
-    """The variables that hold Q ("model") or R ("observation") together."""
+    """The variables that together hold Q ("model") or R ("observation")."""
     model = labelled.setup.dynamics
     if name != "model":
         parts: Sequence[Part] = labelled.observed_parts
@@ -58,7 +58,7 @@ def places_of(name: str, labelled: LabelledRecord, whole: bool) -> list[Place]:
 
 
 def sizes_of_parts(name: str, labelled: LabelledRecord) -> list[int]:
-    """Components that share a variance where an estimate has one number for each part: those of a field."""
+    """Numbers of components that share a variance if an estimate has one number for each part; a part is a field."""
     observing, model = labelled.setup.observing, labelled.setup.dynamics
     if name == "observation" and not observing.direct:
         return [observing.size(model.space.size)]
@@ -85,17 +85,17 @@ def labelled_estimates(
     Parameters
     ----------
     name : {"model", "observation", "forecast"}
-        "forecast" are the errors of the forecast as observed, which have no history.
+        "forecast" stands for the errors of the forecast in the space of observations; they have no history.
     labelled : LabelledRecord
     structure : Structure
     history : array, shape (K, n) or (K, n, n)
-        Variances or covariances; the last is the estimate.
+        Variances or covariances. The last one is the estimate.
     errors : array, shape (n,) or (n, n), or None
-        Standard errors of the variances or covariances of the estimate.
+        Standard errors of the estimated variances or covariances.
     along : str
         Dim of the history.
     spread : array, shape of `history`, optional
-        Standard errors at every place of the history.
+        Standard errors of every entry of the history.
     diverged : bool
         Whether the estimate has diverged, and is NaN.
     """
@@ -134,21 +134,21 @@ def labelled_estimates(
 
 
 def _deviations(variances: Array, errors: Array) -> tuple[Array, Array]:
-    """Standard deviations, and standard errors of these, from those of variances; NaN of variances that are none."""
+    """Standard deviations and their standard errors, from those of variances; NaN for a negative variance."""
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.sqrt(variances)
         return values, errors / (2 * (values if errors.ndim == values.ndim else values[-1]))
 
 
 def _alike(values: Array) -> bool:
-    """Whether a history has one number for all components throughout."""
+    """Whether every entry of a history has one number for all components."""
     return bool((values == values[:, :1]).all())
 
 
 def _variable(
     values: Array, lead: tuple[str, ...], dims: tuple[str, ...], shape: tuple[int, ...], attrs: Mapping[str, Any]
 ) -> xr.DataArray:
-    """A variable with or without its dim of history; of equal components one number."""
+    """A variable with or without the dim of the history; if all components are equal, one number."""
     flat = values.reshape(len(values), -1)
     whole = flat.reshape(len(values), *shape) if dims else flat[:, 0]
     return xr.DataArray(whole if lead else whole[0], dims=(*lead, *dims), attrs=dict(attrs))

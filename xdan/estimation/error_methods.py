@@ -1,4 +1,4 @@
-"""The three ways to estimate Q and R: what each repeats, when it ends, and what it leaves."""
+"""The three ways to estimate Q and R: what each repeats, when it ends, and its result."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..records.checkpoint import Checkpoint
 from ..records.schema import Array
 from .error_passes import Estimate, Passes
 
-_FAR = 1e8  # times the variances at the start, or one over it: an estimate there has diverged
-_RISE = 1e-9  # of a log-likelihood: rounding
-_NATS = 5.0  # times the tolerance: a log-likelihood that can rise by less has come to its end
+_FAR = 1e8  # factor of the variances at the start, up or down, beyond which an estimate has diverged
+_RISE = 1e-9  # relative change of a log-likelihood that counts as rounding
+_NATS = 5.0  # factor of the tolerance: a log-likelihood that can rise by less has reached its maximum
 
 maximised = block(em.maximised_both)
 accelerated = block(em.accelerated)
@@ -34,27 +34,27 @@ errors_of_statistics = block(desroziers.standard_errors)
 
 @dataclass
 class Outcome:
-    """What an estimation has come to.
+    """The result of an estimation.
 
     Attributes
     ----------
     model, observation : list of array
         History of Q and of R: variances (n,) or covariances (n, n). The last is the estimate.
     series : dict of str to list of float
-        Numbers beside the history, by the names of their variables.
+        Further numbers of every entry of the history, by the names of their variables.
     errors : dict of str to array
-        Standard errors of the estimate's variances or covariances.
+        Standard errors of the estimated variances or covariances.
     spread : dict of str to array
-        The same at every place of the history, where it is known.
+        Standard errors of every entry of the history, if they are known.
     forecast : array, optional
-        Variances of the forecast's errors in observation space.
+        Variances of the forecast's errors in the space of observations.
     diverged, converged : bool
     passes : int
-        How often the record was gone through.
+        Number of passes over the record.
     rate : float
-        By which changes shrink from one M step to the next.
+        Factor by which changes shrink from one M step to the next.
     texts : list of str
-        What to warn of.
+        Sentences of the warnings.
     """
 
     model: list[Array] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Outcome:
         self.observation.append(np.asarray(estimate[1]))
 
     def save(self, checkpoint: Checkpoint | None, fallback: Estimate | None = None, anchor: int = 0) -> None:
-        """Write what there is, where there is a place for it."""
+        """Write the result so far, if there is a checkpoint."""
         if checkpoint is None:
             return
         arrays = {"model": np.stack(self.model), "observation": np.stack(self.observation)}
@@ -97,7 +97,7 @@ class Outcome:
 
     @classmethod
     def resumed(cls, checkpoint: Checkpoint | None, start: Estimate) -> tuple[Outcome, Estimate | None, int]:
-        """What an earlier call has written, or the start; with the estimate to fall back on, and the anchor."""
+        """The result that an earlier call wrote, or the start; with the estimate to fall back to, and the anchor."""
         saved = None if checkpoint is None else checkpoint.load()
         outcome = cls(converged=False)
         if saved is None:
@@ -127,10 +127,10 @@ def expectation_maximisation(
     checkpoint: Checkpoint | None,
     tick: Callable[[], Any],
 ) -> Outcome:
-    """Repeat smoother and M step until the estimate has come within `tolerance` of where it goes.
+    """Repeat smoother and M step until the estimate is within `tolerance` of its limit.
 
-    With `accelerate` every other step goes to where three estimates lead (`extrapolated`), and back to the M step where
-    the likelihood falls there.
+    With `accelerate`, every other step extrapolates from three estimates (`extrapolated`). If the likelihood falls
+    there, the step goes back to the M step.
     """
     structures = passes.structures
     outcome, fallback, anchor = Outcome.resumed(checkpoint, start)
@@ -157,7 +157,7 @@ def expectation_maximisation(
         if len(outcome.model) - 1 > anchor:
             three = [*zip(outcome.model[-2:], outcome.observation[-2:], strict=True), new]
             togo, outcome.rate = _to_go([numbers_of(point, structures) for point in three])
-            # The likelihood's distance from its maximum shrinks by the square of the rate.
+            # The distance of the likelihood from its maximum shrinks by the square of the rate.
             rise = (likelihood - last) * outcome.rate**2 / (1.0 - outcome.rate**2)
             outcome.converged = togo < tolerance or rise < _NATS * tolerance
             anchor = len(outcome.model) - 1
@@ -183,7 +183,7 @@ def desroziers_passes(
     checkpoint: Checkpoint | None,
     tick: Callable[[], Any],
 ) -> Outcome:
-    """Cycle a scheme again and again, each time with the R of the statistics before."""
+    """Cycle a scheme again and again, each time with the R from the last statistics."""
     structure = passes.structures[1]
     outcome, *_ = Outcome.resumed(checkpoint, start)
     sums = None
@@ -208,18 +208,18 @@ def desroziers_passes(
         outcome.converged = change < tolerance
         outcome.save(checkpoint)
     if not outcome.diverged:
-        if sums is None:  # the last pass was made by an earlier call
+        if sums is None:  # an earlier call has made the last pass
             sums = passes.statistics(scheme, outcome.observation[-2])
             outcome.forecast = observation_errors(sums, outcome.observation[-2], structure)["forecast"]
         rate = _changes(outcome.observation, structure)[1]
         outcome.errors = {"observation": errors_of_statistics(sums, outcome.observation[-2], structure, rate)}
     for numbers in outcome.series.values():
-        numbers.append(math.nan)  # the last R has no pass yet
+        numbers.append(math.nan)  # no pass has used the last R yet
     return outcome
 
 
 def lag_innovations(passes: Passes, start: Estimate, prior: Delayed, *, smoothing: float) -> Outcome:
-    """Go once through the record, and adapt Q and R on the way."""
+    """Go through the record once, and adapt Q and R in every cycle."""
     sums = {name: value.sum(0) for name, value in passes.adapted(start, prior, smoothing).items()}
     alive, outcome = sums["alive"], Outcome(passes=1)
     rows = len(passes.setup.trajectory)
@@ -242,7 +242,7 @@ def lag_innovations(passes: Passes, start: Estimate, prior: Delayed, *, smoothin
 
 
 def _astray(estimate: tuple[Array, ...], start: tuple[Array, ...]) -> bool:
-    """Whether variances are not positive and finite, or are out of all proportion to those at the start."""
+    """Whether variances are not positive and finite, or differ by a factor of `_FAR` from those at the start."""
     for new, old in zip(estimate, start, strict=True):
         variances = np.linalg.eigvalsh(new) if new.ndim == 2 and np.isfinite(new).all() else new
         typical = float(np.mean(np.diagonal(old) if old.ndim == 2 else old))
@@ -254,7 +254,7 @@ def _astray(estimate: tuple[Array, ...], start: tuple[Array, ...]) -> bool:
 
 
 def _to_go(points: list[Array]) -> tuple[float, float]:
-    """How far the end is, and the rate at which it comes nearer."""
+    """Distance from the limit, and the rate at which the distance shrinks."""
     if not len(points[-1]):
         return 0.0, 0.0
     before, now = (float(np.abs(b - a).max()) for a, b in pairwise(points[-3:]))
@@ -263,7 +263,7 @@ def _to_go(points: list[Array]) -> tuple[float, float]:
 
 
 def _changes(history: list[Array], structure: Structure) -> tuple[float, float]:
-    """The last relative change of R, and by how much it is smaller than the one before."""
+    """The last relative change of R, and its ratio to the change before."""
     if structure.fixed:
         return 0.0, 0.0
     sizes = [float(np.abs(b - a).max() / np.abs(a).max()) for a, b in pairwise(history)]

@@ -1,4 +1,4 @@
-"""Passes over a record that tell Q and R: blocks of trajectories are tasks of dask."""
+"""Passes over a record that estimate Q and R. Blocks of trajectories are tasks of dask."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES
 
 Estimate = tuple[Array, Array]
 """Q and R, each as variances, shape (n,), or as a covariance, shape (n, n)."""
-_TOGETHER = 32  # trajectories of a task, at most
+_TOGETHER = 32  # most trajectories of a task
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes over a record, with whatever Q and R.
+    """Passes over a record, with any Q and R.
 
     Attributes
     ----------
     setup : Setup
-        At the precision to compute in.
+        Set-up of the record, with the floating type of the computation.
     observation : dask array, dims (trajectory, time, ...)
-        In memory, of this process or of dask's workers, as every pass reads it.
+        Observations. They are in the memory of this process or of dask's workers, as every pass reads them.
     plan : Plan
         Blocks of trajectories, each with all times.
     structures : tuple of Structure
-        Of Q and R.
+        Structures of Q and R.
     burn_in, groups, seed : int
     device : str
     """
@@ -80,23 +80,23 @@ class Passes:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the decorator of blocks takes."""
+        """Arguments of the decorator of blocks."""
         return {"dtype": self.setup.dtype, "device": self.device}
 
     def prior(self) -> tuple[Delayed, Array]:
-        """Mean and covariance of the climatology, for every task; and the diagonal of the covariance.
+        """Mean and covariance of the climatology, for every task, and the diagonal of the covariance.
 
         Raises
         ------
         ValueError
-            If the model or the observation operator has a derivative that is wrong.
+            If a derivative of the model or of the observation operator is wrong.
         """
         moments = dask.delayed(_climate, pure=False)(dask.delayed(self.setup, traverse=False), self.seed, self.device)
         (kept,) = dask.persist(moments)
         return kept, np.diagonal(dask.compute(kept)[0][1])
 
     def scores(self, estimate: Estimate, prior: Delayed) -> dict[str, Array]:
-        """What the smoother says of Q and R: the entries of `Scores`, (trajectory, group, ...)."""
+        """Sums from the smoother for Q and R: the entries of `Scores`, (trajectory, group, ...)."""
         sizes = [len(value) for value in estimate]
         tails = [(n, n) if s.whole else (n,) for n, s in zip(sizes, self.structures, strict=True)]
         outputs: dict[str, tuple[int, ...]] = {"model": tails[0], "observation": tails[1], "observed": (sizes[1],)}
@@ -120,7 +120,7 @@ class Passes:
     def _summed(
         self, function: Any, outputs: dict[str, tuple[int, ...]], *arguments: Any, setup: Delayed | None = None
     ) -> dict[str, Array]:
-        """Sums of every trajectory in groups of times, computed."""
+        """Compute the sums of every trajectory in groups of times."""
         arrays = block_graph(
             function,
             self.plan,
@@ -135,7 +135,7 @@ class Passes:
         return answer
 
     def adapted(self, start: Estimate, prior: Delayed, smoothing: float) -> dict[str, Array]:
-        """Estimates in time by innovations: sums over the trajectories of a block, (block, time, ...)."""
+        """Estimates in time from innovations: sums over the trajectories of a block, (block, time, ...)."""
         tails = [value.shape for value in start]
         outputs = {"model": tails[0], "model_square": tails[0], "observation": tails[1], "observation_square": tails[1]}
         outputs |= dict.fromkeys(("alive", "innovation", "seen"), ())
@@ -168,9 +168,9 @@ def with_errors(observing: ObservingSystem, r: Array, dtype: np.dtype[Any]) -> O
 
 @block
 def start_of(variances: Tensor, setup: Setup, structures: tuple[Structure, Structure]) -> list[Tensor]:
-    """Q and R to start from: the record's or the caller's.
+    """Q and R at the start: those of the record or of the caller.
 
-    Where neither has a Q, one that is estimated starts from these variances, and one that is fixed is zero.
+    If neither has a Q, an estimated Q starts at `variances`, and a fixed Q is zero.
     """
     size = setup.observing.size(setup.dynamics.space.size)
     r = setup.observing.covariance_of(torch.ones(size, dtype=torch.bool)).double()
@@ -189,13 +189,13 @@ def _climate_tensors(like: Tensor, setup: Setup, seed: int) -> tuple[Tensor, Ten
 
 
 def _climate(setup: Setup, seed: int, device: str) -> tuple[Array, Array]:
-    """Mean (N,) and covariance (N, N) of the climatology, where model and operator have right derivatives."""
+    """Mean (N,) and covariance (N, N) of the climatology. The derivatives of model and operator are checked."""
     moments: tuple[Array, Array] = _climate_tensors(np.zeros(()), setup, seed, dtype=np.dtype("f8"), device=device)
     return moments
 
 
 def _prepared(scheme: Scheme, setup: Setup, observation: Array, seed: int, device: str) -> Scheme:
-    """A scheme that is ready for a record with this R, tuned on its leading part."""
+    """Prepare a scheme for a record with this R, and tune it on the record's leading part."""
     in_block()
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     return scheme.prepared(make_record(setup, observation, **whole, seed=seed, device=device), setup, observation)
@@ -233,7 +233,7 @@ def _statistics_block(
     groups: int,
     whole: bool,
 ) -> dict[str, Tensor]:
-    """Desroziers' statistics of some trajectories, (B, G, ...); NaN of those that diverged."""
+    """Desroziers' statistics of some trajectories, (B, G, ...); NaN for trajectories that diverged."""
     method = scheme.method_on(setup.dtype, str(data[0].device))
     record = setup.record(data[0], rows=rows, columns=columns, seed=seed)
     sums, diverged = desroziers(method, record, burn_in=burn_in, groups=groups, whole=whole)
@@ -256,7 +256,7 @@ def _adapted_block(
     smoothing: float,
     burn_in: int,
 ) -> dict[str, Tensor]:
-    """Sums of the estimates of some trajectories after each cycle, (1, K, ...)."""
+    """Sums, over some trajectories, of the estimates after each cycle, (1, K, ...)."""
     record = setup.record(data[0], rows=rows, columns=columns, seed=0)
     first = Gaussian(*(moment.expand(len(data[0]), *moment.shape) for moment in prior))
     series: dict[str, list[Tensor]] = {}

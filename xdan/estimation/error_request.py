@@ -1,4 +1,4 @@
-"""What a caller of `estimate_errors` asks for, checked before the record is read."""
+"""The arguments of `estimate_errors`, checked before the record is read."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ from .error_labels import sizes_of_parts
 METHODS = ("desroziers", "em", "lag-innovations")
 _ITERATIONS = {"desroziers": 5, "em": 100}
 _TOLERANCE = {"desroziers": 1e-2, "em": 1e-3}
-_BURN_IN = {"desroziers": 100, "em": 20, "lag-innovations": 20}  # cycles, at most, and at most a tenth of the record
+_BURN_IN = {
+    "desroziers": 100,
+    "em": 20,
+    "lag-innovations": 20,
+}  # most cycles of a default burn-in
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asks for, checked.
+    """The checked arguments of a call.
 
     Attributes
     ----------
     method : str
     kinds : dict of str to str
-        Structures of "model" and of "observation".
+        Structures of "model" (Q) and of "observation" (R).
     scheme : Scheme or None
     iterations : int
     tolerance : float
@@ -68,6 +72,7 @@ class Request:
         Raises
         ------
         TypeError, ValueError
+            If an argument is wrong, or arguments do not fit one another.
         """
         method = choice("method", method, METHODS)
         words = {"scheme": scheme, "iterations": iterations, "tolerance": tolerance}
@@ -106,17 +111,17 @@ class Request:
         )
 
     def structures(self, labelled: LabelledRecord) -> tuple[Structure, Structure]:
-        """Of Q and of R."""
+        """Structures of Q and of R."""
         q, r = (structure_of(self.kinds[name], sizes_of_parts(name, labelled)) for name in ("model", "observation"))
         return q, r
 
     def first(self, labelled: LabelledRecord) -> int:
-        """Cycles that no sum counts."""
+        """Number of cycles at the beginning that are in no sum."""
         cycles = labelled.observation.sizes[TIME]
         return min(_BURN_IN[self.method], cycles // 10) if self.burn_in is None else self.burn_in
 
     def check(self, labelled: LabelledRecord, perfect: bool) -> None:
-        """Refuse a record that says too little, or that the method cannot go through.
+        """Refuse a record that is too short for the numbers to estimate, or on which the method cannot work.
 
         Parameters
         ----------
@@ -173,7 +178,7 @@ class Request:
 
 
 def _kinds(structure: Any) -> dict[str, str]:
-    """Structures of Q and R by the names that passes have for them."""
+    """Structures of Q and R, by the names in `Passes`."""
     if not isinstance(structure, Mapping):
         return dict.fromkeys(("model", "observation"), choice("structure", structure, KINDS))
     known = {"model_error": "model", "observation_error": "observation"}

@@ -44,83 +44,92 @@ def estimate_errors(
     progress: bool = True,
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Estimate Q and R, the covariances of errors of the model and of the observations, from a record's innovations.
+    """Estimate Q and R, the covariances of the model's and the observations' errors, from a record's innovations.
 
-    It computes at once, and keeps the observations in memory, of this process or of dask's workers. Blocks of
-    trajectories are tasks. The truth is not needed. The estimate starts from the Q and R that the record has, or from
-    `model_error=` and `observation_error=`. A Q that nothing names starts at a hundredth of the climate's variance; one
-    that is "fixed" is zero then.
+    The estimate is computed at once, not lazily. Observations are kept in the memory of this process or of dask's
+    workers, and blocks of trajectories are tasks. The truth is not needed. The estimate starts at the Q and R of the
+    record, or at `model_error=` and `observation_error=`. If nothing names a Q, it starts at a hundredth of the
+    climate's variance; a "fixed" Q is then zero.
 
     Parameters
     ----------
     {ds}
-        For "em" and "lag-innovations" all intervals are of one length, as Q is that of an interval;
-        times at which nothing is observed hold NaN.
+        For "em" and "lag-innovations" all intervals must have one length, as Q belongs to one interval. Use NaN at
+        times without observations.
     method : {"em", "desroziers", "lag-innovations"}
-        - "em": expectation maximisation. An extended Kalman filter and a smoother with the newest Q and R give what the
-          errors were, and their mean squares are the next Q and R: the maximum of the likelihood. Q and R.
-        - "desroziers": passes of any scheme with the newest R, which is then the mean product of residuals and
-          innovations. R alone: docs/model-error.md says what it tells of Q.
-        - "lag-innovations": one pass of an extended Kalman filter that adapts Q and R in every cycle, each trajectory
-          by itself, to the products of innovations of one and of two times. Q and R in time.
+        - "em": expectation maximisation, for Q and R. An extended Kalman filter and a smoother with the newest Q and R
+          estimate the errors. The mean squares of the errors are the next Q and R. This leads to the maximum of the
+          likelihood.
+        - "desroziers": for R alone. A scheme passes over the record with the newest R. The mean product of residuals
+          and innovations is the next R. docs/model-error.md says what the result tells about Q.
+        - "lag-innovations": for Q and R in time. One pass of an extended Kalman filter adapts Q and R in every cycle,
+          for each trajectory by itself, to the products of innovations at one time and at two times.
     structure : {"scalar", "diagonal", "full", "fixed"}, or mapping of "model_error" and "observation_error" to these
-        One variance (for each field of the state, where it has several), one for each component, a covariance (of
-        observations: of each field), or nothing: it stays as it is.
+        "scalar" estimates one variance, or one for each field if there are several; "diagonal" one variance for each
+        component; "full" a covariance, for observations one for each field. "fixed" does not estimate.
     scheme : str, Method or Network, optional
-        Of "desroziers": a method's name or object, or a network; by default "enkf-n".
+        For "desroziers": the name of a method, a method object or a network; by default "enkf-n".
     iterations : int, optional
-        Passes over the record at most: by default 100 of "em", 5 of "desroziers".
+        Largest number of passes over the record; by default 100 for "em" and 5 for "desroziers".
     tolerance : float, optional
-        Of "em" the relative distance of all variances from where they go, by their last changes, 0.001 by default. It
-        ends there, or where the log-likelihood can rise by less than 5 times the tolerance: a tenth of a standard error
-        from its maximum. Of "desroziers" the last relative change of R, 0.01 by default.
+        When to stop. For "em": the relative distance of all variances from their limits, which their last changes
+        tell; by default 0.001. "em" also stops if the log-likelihood can rise by less than 5 times the tolerance, which
+        is a tenth of a standard error from its maximum. For "desroziers": the last relative change of R, by default
+        0.01.
     smoothing : float, optional
-        Of "lag-innovations": cycles that the moving averages look back. By default a tenth of the record, at least
-        10. The start is forgotten by a factor e in so many cycles, and a filter with noisier Q and R is a worse one.
+        For "lag-innovations": number of cycles that the moving averages look back. By default a tenth of the record, at
+        least 10. In so many cycles the weight of the start falls by a factor e. A small number makes Q and R noisier,
+        and the filter worse.
     burn_in : int, optional
-        First cycles that no sum counts. By default a tenth of the record, at most 20, or 100 of "desroziers".
+        Number of cycles at the beginning that are in no sum. By default a tenth of the record, at most 20, or at most
+        100 for "desroziers".
     accelerate : bool, optional
-        Of "em": every other pass starts where the last three estimates lead, if the likelihood is no smaller there. By
-        default True. False is plain expectation maximisation.
+        For "em": whether every other pass starts from an extrapolation of the last three estimates, if the likelihood
+        is not smaller there. By default True. False is plain expectation maximisation.
     seed : int
-        Of the climatology that filters start from, and of an ensemble's draws.
+        Key of the climatology that filters start from, and of the draws of ensembles.
     store : path or Zarr store, optional
-        Write the estimate there and return it opened. Beside a local store each pass is kept as soon as it is made, and
-        a killed call goes on there when it is made again.
+        Write the estimate into this store, and return the opened store. Each pass is saved beside a local store: after
+        a kill, the same call goes on from the last pass. By default the result is in memory.
     {mode}
     {device}
     {progress}
     {words}
 
-        `model_error` and `observation_error` are where the estimate starts.
+        The estimate starts at `model_error` and `observation_error`.
 
     Returns
     -------
     xarray.Dataset
-        `model_error` and `observation_error`, standard deviations in the units of state and observations, or
-        `..._covariance` of the structure "full"; of several fields one for each. They play these roles in a record:
-        `cycle(..., model_error=estimate.model_error)` takes them, and so does `ds.assign`. With `..._standard_error`,
-        over trajectories and groups of times, and `..._history` along `iteration`, or along `time` of
-        "lag-innovations", where the start is the first and the estimate the last. `log_likelihood` or
-        `innovation_ratio`, and `lost`, trajectories that do not count, along the same dim. `converged`; `diverged`,
-        where the estimate is NaN and its history tells why. `forecast_error` of "desroziers", the deviation of the
-        forecast's errors as observed.
+        The estimates and their history; several fields have one variable each:
+
+        - `model_error` and `observation_error`: standard deviations in the units of state and observations; or
+          `..._covariance` for the structure "full". They have these roles in a record, so that
+          `cycle(..., model_error=estimate.model_error)` and `ds.assign` take them;
+        - `..._standard_error`: standard errors over trajectories and groups of times;
+        - `..._history`: along `iteration`, or along `time` for "lag-innovations". The first entry is the start, and the
+          last is the estimate;
+        - `log_likelihood` or `innovation_ratio`, and `lost`, the number of trajectories that are left out because the
+          filter lost them: along the dim of the history;
+        - `converged`; and `diverged`: the estimate is then NaN, and its history shows why;
+        - `forecast_error` for "desroziers": the standard deviation of the forecast's errors, in the space of
+          observations.
 
     Raises
     ------
     TypeError
-        For arguments of another type, and for words that the method does not take.
+        If an argument has another type, or the method does not take an argument.
     ValueError
-        For unknown names, numbers out of range, a Q of zero that is not fixed, intervals of several lengths, an R that
-        changes in time, a record with fewer cycles than numbers to estimate, states too large for a covariance, a model
-        or an operator whose derivative is wrong, and as `cycle`.
+        If a name is unknown or a number out of range; if Q is zero and not fixed; if intervals differ or R changes in
+        time; if the record has fewer cycles than there are numbers to estimate; if the state is too large for a
+        covariance; if a derivative of model or operator is wrong; and whenever `cycle` raises this error.
     FileExistsError
         If the store exists, and mode is not "w".
 
     Warns
     -----
     XdanWarning
-        Where the estimate diverges or has not converged, and where trajectories are lost.
+        If the estimate diverges or has not converged, or trajectories are lost.
 
     References
     ----------
@@ -162,7 +171,7 @@ def estimate_errors(
 
 
 class _Unfinished:
-    """Where an unfinished estimate is kept beside a local store; nowhere for others.
+    """The place beside a local store that keeps an unfinished estimate. Other stores have none.
 
     Parameters
     ----------
@@ -173,12 +182,12 @@ class _Unfinished:
         self.path = Path(store).with_name(f".{Path(store).name}.passes") if is_local(store) else None
 
     def checkpoint(self, identity: Mapping[str, Any], mode: str) -> Checkpoint | None:
-        """The checkpoint; with mode "w" that of another estimate is removed.
+        """The checkpoint. With mode "w", the checkpoint of another estimate is removed.
 
         Raises
         ------
         FileExistsError
-            If an unfinished estimate of other settings is there, and mode is not "w".
+            If the checkpoint belongs to an estimate with other settings, and mode is not "w".
         """
         if self.path is None:
             return None
@@ -195,6 +204,6 @@ class _Unfinished:
         return Checkpoint(self.path, identity)
 
     def remove(self) -> None:
-        """Remove what is kept."""
+        """Remove the checkpoint."""
         if self.path is not None and exists(self.path):
             shutil.rmtree(self.path)

@@ -1,4 +1,4 @@
-"""The increments of a run beside the forecasts that they correct, and what they say of the tendency that is missing."""
+"""The increments of a run with their forecasts, and sums that estimate the missing tendency from them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ..records.record import LabelledRecord
 from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY, Array, to_json
 
-_FEWEST = 8  # intervals that are left after the burn-in
-_DROPPED = "climatology", "model_error"  # of a description: what does not change forecasts
+_FEWEST = 8  # least number of intervals after the burn-in
+_DROPPED = "climatology", "model_error"  # entries of a description that do not change forecasts
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Moments:
     Attributes
     ----------
     mean, deviation : list of float
-        Of the analyses.
+        Mean and standard deviation of the analyses.
     rate : list of float
-        Root of the mean square of the increment over the interval.
+        Root of the mean square of (increment / length of the interval).
     size : float
         Root of the mean square increment.
     lost : float
@@ -51,7 +51,7 @@ class Moments:
     lost: float
 
     def normalise(self, network: TendencyNetwork) -> None:
-        """Give a network this climate, and increments over intervals as the size of its tendencies."""
+        """Scale a network by this climate, and by `rate` as the size of its tendencies."""
         values = (self.mean, self.deviation, self.rate)
         network.normalise(*(one if network.state_mean.ndim else one[0] for one in values))
 
@@ -64,9 +64,10 @@ class Increments:
     ----------
     labelled : LabelledRecord
     start, forecast, analysis : xarray.DataArray, dims (trajectory, time, *state)
-        Analyses at the beginning of each interval, forecasts and analyses at its end; at the same places.
+        Analyses at the beginning of each interval, and forecasts and analyses at its end. Equal positions belong to
+        one interval.
     interval : array, shape (K,)
-        Length of each, in model time.
+        Length of each interval, in model time.
     """
 
     labelled: LabelledRecord
@@ -77,14 +78,14 @@ class Increments:
 
     @classmethod
     def of(cls, labelled: LabelledRecord, run: xr.Dataset, burn_in: Any) -> Increments:
-        """Take those after a burn-in.
+        """Take the intervals after a burn-in.
 
         Raises
         ------
         TypeError
             If the run is no Dataset, or the burn-in no integer.
         ValueError
-            For a run of another record or of another model, one that is unfinished, or too few intervals.
+            If the run was made on another record or with another model, is unfinished, or leaves too few intervals.
         """
         states = read_run(labelled, run, ("forecast", "analysis"))
         check_model(run, labelled.setup.dynamics)
@@ -110,7 +111,7 @@ class Increments:
         Raises
         ------
         ValueError
-            If nothing is finite.
+            If no interval is finite.
         """
         space = self.labelled.setup.dynamics.space
         sums = self._sums(_moment_block, {"sums": ((5, len(space)), np.dtype(np.float64))}, space)["sums"]
@@ -128,7 +129,7 @@ class Increments:
         )
 
     def normal_equations(self, network: LocalPolynomial) -> NormalEquations:
-        """Those of the increments on the terms of a polynomial, summed block by block."""
+        """Normal equations of a regression of the increments on the terms of a polynomial, summed block by block."""
         terms, channels = network.terms, network.arrangement.channels
         double = np.dtype(np.float64)
         outputs = {
@@ -142,7 +143,7 @@ class Increments:
         return _summed(sums)
 
     def _sums(self, function: Any, outputs: dict[str, tuple[tuple[int, ...], Any]], *shared: Any) -> dict[str, Array]:
-        """Results of one task a block, blocks along the leading two axes."""
+        """Run one task for each block. In the results, blocks lie along the first two axes."""
         arrays = [one.transpose(TRAJECTORY, TIME, ...) for one in (self.start, self.forecast, self.analysis)]
         inputs = [one.chunk().data if one.chunks is None else one.data for one in arrays]
         plan = Plan.from_chunks(*inputs[0].chunks[:2])
@@ -154,14 +155,14 @@ class Increments:
             *(dask.delayed(one, traverse=False) for one in (self.interval, *shared)),
             sizes=lambda rows, columns: (1, 1),
         )
-        # Sums of blocks are added as they come, so that memory does not grow with their number.
+        # Sums of blocks are added as they come, so that memory does not grow with the number of blocks.
         names = list(lazy)
         totals: dict[str, da.Array] = {name: lazy[name].sum((0, 1), keepdims=True, split_every=4) for name in names}
         return dict(zip(names, dask.compute(*totals.values()), strict=True))
 
 
 def check_model(run: xr.Dataset, dynamics: Dynamics) -> None:
-    """Refuse a run whose forecasts another model made, as far as its attributes tell.
+    """Refuse a run if, by its attributes, another model made its forecasts.
 
     Raises
     ------
@@ -177,7 +178,7 @@ def check_model(run: xr.Dataset, dynamics: Dynamics) -> None:
 
 
 def _described(text: Any) -> dict[str, Any] | None:
-    """The description of a dynamics in an attribute, without what does not change its forecasts."""
+    """The description of a dynamics in an attribute, without entries that do not change forecasts."""
     try:
         description = json.loads(text)
     except (TypeError, ValueError, RecursionError):
@@ -188,13 +189,13 @@ def _described(text: Any) -> dict[str, Any] | None:
 
 
 def _summed(sums: dict[str, Array]) -> NormalEquations:
-    """The normal equations of sums over all blocks."""
+    """Add up the normal equations of all blocks."""
     solved: NormalEquations = _tensors({name: value[0, 0] for name, value in sums.items()})
     return solved
 
 
 def _group(rows: slice, columns: slice, whole: tuple[int, int]) -> Tensor:
-    """Groups (B, K) that are left out together: trajectories, or where they are few, stretches of time."""
+    """Groups (B, K) that are left out together: trajectories, or stretches of time if there are few trajectories."""
     trajectories, times = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
     if whole[0] >= FOLDS:
         return (trajectories * FOLDS // whole[0])[:, None].expand(-1, len(times))
@@ -210,7 +211,7 @@ def _normal_block(
     network: LocalPolynomial,
     whole: tuple[int, int],
 ) -> dict[str, Tensor]:
-    """Normal equations of a block, each sum with two leading axes of length one."""
+    """Normal equations of a block. Each sum has two leading axes of length one."""
     start, end, after = (one.double().flatten(2).flatten(0, 1) for one in data)
     times = columns.stop - columns.start
     lengths = interval[columns].expand(rows.stop - rows.start, times).reshape(-1)
@@ -237,5 +238,5 @@ def _moment_block(
 
 @block
 def _tensors(data: dict[str, Tensor]) -> Any:
-    """Sums as normal equations; arrays become tensors on the way."""
+    """Make normal equations from sums. Arrays become tensors."""
     return NormalEquations(**data)

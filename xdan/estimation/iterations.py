@@ -1,4 +1,4 @@
-"""Parameters by an iteration over the whole record: its history, its store, and what came out."""
+"""Parameters by an iteration over the whole record: its history, its store and its result."""
 
 from __future__ import annotations
 
@@ -38,36 +38,36 @@ from .parameter_labels import (
     dims_of,
 )
 
-_FARTHEST = 30.0  # deviations of the prior: an estimate that goes farther has diverged
+_FARTHEST = 30.0  # standard deviations of the prior: an estimate that is farther from the prior's mean has diverged
 _LEFT = {
     "em": "more than half a standard error may be left of its way",
     "likelihood": "the likelihood has no maximum within a deviation of the prior from where it ended",
 }
-_MARK = "xdan_checkpoint"  # attribute of a store in which an iteration is not at its end
+_MARK = "xdan_checkpoint"  # attribute of a store whose iteration is unfinished
 
 
 class Iteration(Protocol):
-    """An estimate that becomes better from iteration to iteration."""
+    """An estimate that improves from iteration to iteration."""
 
     @property
     def parameters(self) -> Tensor:
         """Newest estimate, (p,)."""
 
     def iterate(self) -> tuple[float, Tensor]:
-        """One iteration: a number that tells how well the estimate does, and the trajectories lost, (B,)."""
+        """Do one iteration; return a number that rates the estimate, and which trajectories are lost, (B,)."""
 
     def finish(self) -> tuple[Tensor, Tensor, bool]:
         """The estimate and its uncertainty, (p,), and whether the iteration has converged."""
 
     def saved(self) -> dict[str, Tensor]:
-        """What a later process goes on from."""
+        """The state from which a later process goes on."""
 
     def restore(self, saved: dict[str, Tensor], done: int) -> None:
-        """Go on from it."""
+        """Go on from a saved state."""
 
 
 Begin = Callable[[EnsembleMethod, Record, Dynamics, Priors], Iteration]
-"""Makes an iteration that has not begun, of a prepared method and a record."""
+"""Makes an iteration, not yet begun, from a prepared method and a record."""
 
 
 def estimate_by_iterations(
@@ -87,22 +87,22 @@ def estimate_by_iterations(
     device: str,
     progress: bool,
 ) -> xr.Dataset:
-    """Iterate an estimate over a record, which is read into memory, and label its history.
+    """Iterate an estimate over a record, and label its history. The record is read into memory.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        That the record was read from.
+        The Dataset that the record was read from.
     labelled : LabelledRecord
     priors : Priors
     ensemble : EnsembleMethod
     begin : callable
     kind : {"likelihood", "em"}
     told : tuple of str
-        Name and description of the number that an iteration gives.
+        Name and description of the number that an iteration returns.
     iterations : int
     options : dict
-        What else the estimate follows from, plain values.
+        Further settings that determine the estimate, as plain values.
     seed, store, mode, device, progress
         Arguments of `cycle`.
     """
@@ -158,7 +158,7 @@ def estimate_by_iterations(
 
 
 class _History:
-    """What each iteration gave; that of number 0 is the prior's mean."""
+    """The results of all iterations. Iteration 0 is the prior's mean."""
 
     def __init__(self, priors: Priors, iterations: int) -> None:
         self.priors, self.iterations, self.done = priors, iterations, 0
@@ -168,24 +168,24 @@ class _History:
         self.diverged = np.zeros(iterations + 1, dtype=bool)
 
     def add(self, parameters: Tensor, told: float, lost: int) -> None:
-        """Keep one more iteration; one that has diverged is the last."""
+        """Keep the result of one more iteration. After an iteration that has diverged there are no more."""
         self.done += 1
         self.parameters[self.done], self.told[self.done], self.lost[self.done] = parameters.cpu().numpy(), told, lost
         apart = (parameters.cpu() - self.priors.mean).abs() / self.priors.deviation
-        if not bool((apart < _FARTHEST).all()):  # NaN too
+        if not bool((apart < _FARTHEST).all()):  # also for NaN
             self.diverged[self.done :] = True
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether no iteration is left to do."""
         return self.done == self.iterations or bool(self.diverged[-1])
 
     def arrays(self) -> dict[str, Array]:
-        """What a store keeps of it."""
+        """Arrays that a store keeps."""
         return {name: getattr(self, name) for name in ("parameters", "told", "lost", "diverged")}
 
     def restore(self, arrays: dict[str, Array], done: int) -> None:
-        """Take up what a store kept."""
+        """Restore the arrays of a store."""
         self.done = done
         for name in self.arrays():
             getattr(self, name)[...] = arrays[name]
@@ -215,7 +215,7 @@ def _is_unfinished(store: StoreLike) -> bool:
 
 
 def _opened(store: StoreLike, identity: dict[str, Any], mode: str) -> Checkpoint:
-    """The checkpoint in a store, emptied where something else is there that may be overwritten."""
+    """The checkpoint in a store. Other content that may be overwritten is removed."""
     checkpoint = Checkpoint(store, identity)
     if not exists(store):
         return checkpoint
@@ -243,7 +243,7 @@ def _labelled(
     told: tuple[str, str],
     description: dict[str, Any],
 ) -> xr.Dataset:
-    """The Dataset of a history that has ended; warns where the estimate diverged."""
+    """Make the Dataset of a history that has ended. Warn if the estimate diverged."""
     priors, texts, converged = history.priors, [], False
     if history.diverged[-1]:
         estimate = error = torch.full_like(priors.mean, torch.nan)

@@ -1,4 +1,4 @@
-"""How a correction is found from increments: by least squares, or by gradient steps on forecasts."""
+"""How a correction is learned from increments: by least squares, or by gradient steps on forecasts."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from .increments import Increments, Moments
 from .model_training import FitSettings, fit_model
 from .stretches import Stretches
 
-_MOST = 4.0  # times that what a pass finds is added
-_MEMORY = 3  # passes that the secant looks back
-_TINY = 1e-9  # of the mean square of a term: so much is added where terms depend on one another
+_MOST = 4.0  # largest factor of a pass's result
+_MEMORY = 3  # number of passes that the secant uses
+_TINY = 1e-9  # share of a term's mean square that is added if terms depend on one another
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How a correction is found.
+    """How a correction is learned.
 
     Attributes
     ----------
     penalty : float or None
-        Of least squares; None where parts of the data that are left out decide.
+        Penalty of least squares; None if left-out parts of the data choose it.
     relaxation : float or None
-        How many times what is found is added; None for the secant.
+        Factor of each pass's result; None for the secant.
     validation : float
-        Share that is held back from gradient steps.
+        Share of the data that is held back from gradient steps.
     fitting : FitSettings
-        Of gradient steps.
+        Settings of gradient steps.
     """
 
     penalty: float | None
@@ -72,7 +72,7 @@ class Learner(ABC):
     def learn(
         self, increments: Increments, perfect: Increments | None, moments: Moments, checkpoint: Path | None
     ) -> dict[str, Any]:
-        """Learn from a pass, and from its control if there is one; returns a row of JSON that says how it went."""
+        """Learn from a pass, and from its control if there is one; return a row of JSON with its numbers."""
         self._before = copy.deepcopy(self.network)
         if self._fresh:
             moments.normalise(self.network)
@@ -85,24 +85,24 @@ class Learner(ABC):
 
     @abstractmethod
     def _learned(self, increments: Increments, perfect: Increments | None, checkpoint: Path | None) -> dict[str, Any]:
-        """Change the network."""
+        """Change the network, and return the numbers of the pass."""
 
 
 class LeastSquares(Learner):
     """Least squares for the coefficients of a polynomial.
 
-    A pass finds r, which is A (w* - w) for the correction w so far, the best one w* and a gain A that is not known: of
-    some combinations of the terms the increments show nearly all that is missing, of others a small part. The secant
-    takes it from the passes before (Anderson's mixing, of which one pass before is the secant method). Of each
-    coefficient of r the share 1 - (e / r)^2 is kept, e its standard error, and none where e is larger: errors would add
-    up from pass to pass.
+    A pass estimates r = A (w* - w), where w is the correction so far, w* the best correction and A an unknown gain. For
+    some combinations of terms the increments show nearly all of the missing tendency; for others they show a small
+    part. The secant estimates A from the passes before (Anderson's mixing; with a single earlier pass it is the secant
+    method). Each coefficient of r is multiplied by 1 - (e / r)^2, where e is its standard error, or by 0 if e is larger
+    than r. Otherwise errors would add up from pass to pass.
     """
 
     network: LocalPolynomial
 
     def __init__(self, network: LocalPolynomial, rules: Rules, fresh: bool) -> None:
         super().__init__(network, rules, fresh)
-        self._passes: list[tuple[Tensor, Tensor]] = []  # the coefficients before each pass, and what it found
+        self._passes: list[tuple[Tensor, Tensor]] = []  # coefficients before each pass, and its result r
 
     def _learned(self, increments: Increments, perfect: Increments | None, checkpoint: Path | None) -> dict[str, Any]:
         equations = increments.normal_equations(copy.deepcopy(self.network))
@@ -113,7 +113,7 @@ class LeastSquares(Learner):
             learned = learned - of_control.coefficients(penalty)[0]
             noise = (noise.square() + of_control.standard_errors(penalty).square()).sqrt()
         kept, before = shrunk(learned, noise), self.network.coefficients.detach().double()
-        # The values of a polynomial have the size |root w| in the mean over the states.
+        # The root mean square of a polynomial over the states is |root w|.
         mean = equations.gram.sum(0) / equations.count.sum()
         root = torch.linalg.cholesky(mean + _TINY * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype)).mT
         size, error = (float((root @ one.T).norm()) for one in (learned, noise))
@@ -131,7 +131,7 @@ class LeastSquares(Learner):
         }
 
     def _mixed(self, root: Tensor, error: float) -> Tensor:
-        """The step that the passes so far ask for: Anderson's mixing, held back where errors of r are large."""
+        """The step from all passes so far: Anderson's mixing, made shorter if errors of r are large."""
         w, r = self._passes[-1]
         if len(self._passes) == 1 or not bool(r.any()):
             return r
@@ -146,18 +146,18 @@ class LeastSquares(Learner):
         return shorter
 
     def _unit(self, increments: Increments) -> float:
-        """Units of the state for an interval, of one field; the root mean square over several."""
+        """Size of a normalised tendency over an interval, in the state's units; root mean square of several fields."""
         std = self.network.tendency_std.double()
         return float(std.square().mean().sqrt()) * float(np.mean(increments.interval))
 
 
 def shrunk(values: Tensor, errors: Tensor) -> Tensor:
-    """Values of which the share 1 - (error / value)^2 is kept, where it is positive (James and Stein)."""
+    """Multiply each value by 1 - (error / value)^2, or by 0 if this is negative (James and Stein)."""
     return values * (1 - errors.square() / values.square().clamp_min(1e-300)).clamp_min(0.0)
 
 
 class GradientSteps(Learner):
-    """Gradient steps on forecasts of one interval with the corrected model, which are to meet the analyses."""
+    """Gradient steps that fit forecasts of the corrected model over one interval to the analyses."""
 
     def __init__(
         self, network: TendencyNetwork, rules: Rules, fresh: bool, model: Dynamics, device: str, progress: bool
@@ -190,7 +190,7 @@ class GradientSteps(Learner):
 
 
 def _of_control(increments: Increments, perfect: Increments) -> xr.DataArray:
-    """What increments of a control would be at the states of a run, by a linear form of five points; lazily."""
+    """Increments that a control would have at the states of a run, by a linear form of five points; lazily."""
     space = increments.labelled.setup.dynamics.space
     form = LocalPolynomial(kernel=5, degree=1).made_for(space)
     assert isinstance(form, LocalPolynomial)
@@ -213,7 +213,7 @@ def _of_control(increments: Increments, perfect: Increments) -> xr.DataArray:
 
 @block
 def _mean_of_ends(start: Tensor, end: Tensor, form: TendencyNetwork, interval: float) -> Tensor:
-    """A form's mean over both ends of an interval, times the interval, for states (trajectory, time, *state)."""
+    """Mean of a form at both ends of an interval, times the interval, for states (trajectory, time, *state)."""
     shape = start.shape
     like = form.to(start.dtype)
     ends = [like(one.flatten(2).flatten(0, 1)) for one in (start, end)]
@@ -224,14 +224,14 @@ def _mean_of_ends(start: Tensor, end: Tensor, form: TendencyNetwork, interval: f
 def learner_of(
     network: TendencyNetwork, model: Dynamics, rules: Rules, *, fresh: bool, device: str, progress: bool
 ) -> Learner:
-    """Least squares for a polynomial, gradient steps for other networks."""
+    """Make a learner: least squares for a polynomial, gradient steps for other networks."""
     if isinstance(network, LocalPolynomial):
         return LeastSquares(network, rules, fresh)
     return GradientSteps(network, rules, fresh, model, device, progress)
 
 
 def made_for(network: TendencyNetwork, space: StateSpace, seed: int) -> TendencyNetwork:
-    """A network for a space, its first weights from a seed; torch's own state stays as it is."""
+    """Make a network for a space, with first weights from a seed. The state of torch's generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = network.made_for(space)
@@ -239,7 +239,7 @@ def made_for(network: TendencyNetwork, space: StateSpace, seed: int) -> Tendency
 
 
 def check_gradient(labelled: LabelledRecord) -> None:
-    """Refuse a record that gradient steps cannot work on: of uneven intervals, or of a model without derivatives.
+    """Refuse a record on which gradient steps cannot work: its intervals are uneven, or its model has no derivatives.
 
     Raises
     ------
@@ -256,12 +256,12 @@ def check_gradient(labelled: LabelledRecord) -> None:
 
 
 def check_even(labelled: LabelledRecord) -> int:
-    """Steps between all times of a record.
+    """Model steps in the intervals of a record, which must be equal.
 
     Raises
     ------
     ValueError
-        If they differ.
+        If intervals differ.
     """
     steps = np.unique(labelled.setup.steps[1:])
     if len(steps) != 1:
@@ -273,7 +273,7 @@ def check_even(labelled: LabelledRecord) -> int:
 
 
 def split(arrays: list[Any], share: float, seed: int, device: str) -> tuple[Stretches, Stretches]:
-    """Stretches to train on, and those of the last trajectories to validate on; of the last times of a single one."""
+    """Stretches for training, and for validation: the last trajectories, or the last times of a single one."""
     dim = TRAJECTORY if arrays[0].sizes[TRAJECTORY] > 1 else TIME
     size = arrays[0].sizes[dim]
     cut = size - min(size - 1, max(1, round(share * size)))

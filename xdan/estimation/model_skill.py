@@ -1,4 +1,4 @@
-"""How good models are beside one another: the skill of their forecasts by lead time, and their climates."""
+"""A comparison of models: the skill of their forecasts by lead time, and their climates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..records.wording import shares_words
 from .learners import check_even
 
 LEAD, MODEL, WAVENUMBER, FIELD = "lead", "model", "wavenumber", "field"
-_BINS = 101  # of a histogram, in deviations from -5 to 5
+_BINS = 101  # number of bins of a histogram, from -5 to 5 standard deviations
 _MOST = 10**6
 
 
@@ -38,38 +38,38 @@ def forecast_skill(
     burn_in: int = 0,
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
-    """Errors of forecasts from the truth by lead time, of several models side by side, lazily where the record is.
+    """Compare forecasts of several models with the truth, by lead time; lazily if the record is lazy.
 
     Parameters
     ----------
     ds : xarray.Dataset
         A record with a truth and even intervals.
     models : mapping of str to Dynamics
-        Their names in the result; all on the space of the record's states.
+        The models by their names in the result. All must have the space of the record's states.
     leads : int
-        Intervals that forecasts run over.
+        Number of intervals that each forecast runs over.
     every : int
-        Cycles between the starts of two forecasts of one trajectory.
+        Number of cycles between the starts of two forecasts of a trajectory.
     burn_in : int
-        Cycles at the beginning without starts.
+        Number of cycles at the beginning in which no forecast starts.
     {words}
 
     Returns
     -------
     xarray.Dataset
-        `rmse` and `rmse_standard_error` (model, lead, field): root of the mean square error over forecasts and places,
-        in the units of the field; the standard error is over trajectories, NaN for one. `correlation` (model, lead,
-        field) of forecast and truth over forecasts and places. `deviation` (field), the truth's, which the error
-        of two states that know nothing of one another is the root of 2 times. `lead` is in model time. Without the dim
-        `field` for a state of one.
+        `rmse` (model, lead, field): root of the mean square error over forecasts and places, in the units of the field.
+        `rmse_standard_error`: its standard error over trajectories, NaN for a single one. `correlation` (model, lead,
+        field): of forecast and truth over forecasts and places. `deviation` (field): the standard deviation of the
+        truth; the RMSE between two independent states is sqrt(2) times as large. `lead` is in model time. A state of
+        one field has no dim `field`.
 
     Raises
     ------
     TypeError
-        For what is no mapping of names to models.
+        If `models` is no mapping of names to models.
     ValueError
-        For a record without a truth, uneven intervals, a model on another space or with a time step that does not
-        divide the interval, or leads longer than the record.
+        If the record has no truth or uneven intervals, a model has another space or a time step that does not divide
+        the interval, or `leads` is longer than the record.
 
     Examples
     --------
@@ -97,8 +97,8 @@ def forecast_skill(
             f"leads={leads} of a truth of {truth.sizes[TIME]} cycles after the burn-in: expected fewer leads than that"
         )
     starts = np.arange(0, truth.sizes[TIME] - leads, every)
-    passed = burn_in + starts  # intervals since the record's first analysis; models count each in steps of their own
-    # The whole time of a trajectory is one block, as forecasts run across times.
+    passed = burn_in + starts  # intervals since the record's first analysis; each model converts them to its steps
+    # All times of a trajectory are one block, as forecasts run across times.
     whole = truth.chunk({TIME: -1}) if truth.chunks is not None else truth.chunk()
     data = whole.transpose(TRAJECTORY, TIME, ...).data
     sums = block_graph(
@@ -126,32 +126,34 @@ def forecast_skill(
 def model_climate(
     models: Mapping[str, Dynamics], *, time: float = 50.0, interval: float = 0.5, trajectories: int = 16, seed: int = 0
 ) -> xr.Dataset:
-    """Climates of several models side by side, computed at once: mean, deviation, histogram and spectrum.
+    """Compute the climates of several models: mean, standard deviation, histogram and spectrum; not lazily.
 
     Parameters
     ----------
     models : mapping of str to Dynamics
-        All on one space.
+        The models by their names in the result. All must have one space.
     time, interval : float
-        Model time of each run after the spin-up, and between two of its states that are looked at.
+        Model time of each run after the spin-up, and model time between two states that are used.
     trajectories : int
-        Independent runs.
+        Number of independent runs.
     seed : int
+        Key of the random starts.
 
     Returns
     -------
     xarray.Dataset
-        `mean`, `deviation` and their standard errors over trajectories (model, field), in the field's units, of all
-        places and times; `density` (model, field, value), the share of values in bins of a tenth of the first model's
-        deviation, `value` being deviations from its mean. On a ring `power` (model, wavenumber): the mean square that
-        each wavenumber holds, the mean left out. Without the dim `field` for a state of one.
+        `mean` and `deviation` (model, field): mean and standard deviation over all places and times, in the field's
+        units, with their standard errors over trajectories. `density` (model, field, value): the share of values in
+        bins. A bin is a tenth of the first model's standard deviation wide; `value` is the distance from the first
+        model's mean in such deviations. On a ring also `power` (model, wavenumber): the mean square in each wavenumber,
+        without the mean. A state of one field has no dim `field`.
 
     Raises
     ------
     TypeError
-        For what is no mapping of names to models.
+        If `models` is no mapping of names to models.
     ValueError
-        For models on different spaces, times that their steps do not divide, or states that do not stay finite.
+        If the models have different spaces, their steps do not divide the times, or states do not stay finite.
 
     Examples
     --------
@@ -176,7 +178,7 @@ def model_climate(
 
 
 def _checked_models(models: Any, space: StateSpace | None = None) -> dict[str, Dynamics]:
-    """Take models by their names, all on one space."""
+    """Check that `models` is a mapping of names to models with one space."""
     if not isinstance(models, Mapping) or not models:
         raise TypeError(f"models={shown(models)}: expected a mapping such as {{'true': model, 'surrogate': surrogate}}")
     for name, one in models.items():
@@ -270,7 +272,7 @@ def _label_skill(moments: xr.DataArray, space: StateSpace) -> xr.Dataset:
 
 
 def _label_climate(runs: Mapping[str, Array], space: StateSpace) -> xr.Dataset:
-    """The result of `model_climate` from states (trajectory, time, N) of each model."""
+    """Make the result of `model_climate` from states (trajectory, time, N) of each model."""
     names, single = list(space.names), space.single
     parts = {name: space.slices[name] for name in names}
     first = next(iter(runs.values()))

@@ -1,4 +1,4 @@
-"""The loop that fits the network of a model: steps along a curriculum, validations, checkpoints, a history."""
+"""The loop that fits a model's network: steps along a curriculum, validations, checkpoints and a history."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ..records.location import StoreLike
 from .stretches import Stretches
 
 _SAVE_EVERY = 30.0  # seconds between checkpoints
-_VALIDATED = 512  # stretches of a validation
-_LONGEST = 1000  # intervals of a rollout
+_VALIDATED = 512  # most stretches of a validation
+_LONGEST = 1000  # most intervals of a rollout
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a network of a model is fitted.
+    """How a model's network is fitted.
 
     Attributes
     ----------
     steps, batch : int
-        Gradient steps, and stretches in each.
+        Number of gradient steps, and number of stretches in each step.
     rollouts : tuple of int
-        Intervals that forecasts run over: each length for an equal share of the steps, one after another.
+        Numbers of intervals that forecasts run over, one after another. Each takes an equal share of the steps.
     learning_rate : float
-        Of Adam; it falls linearly to zero.
+        Learning rate of Adam. It falls linearly to zero.
     validate_every, seed : int
     """
 
@@ -51,12 +51,12 @@ class FitSettings:
     def checked(
         cls, *, steps: Any, batch: Any, rollouts: Any, learning_rate: Any, validate_every: Any, seed: int
     ) -> FitSettings:
-        """Take settings as a caller gives them.
+        """Check the settings of a caller.
 
         Raises
         ------
         TypeError, ValueError
-            For what is no number, or cannot be.
+            If a setting is no number, or is out of range.
         """
         if isinstance(rollouts, (str, bytes)) or not isinstance(rollouts, Sequence) or not rollouts:
             raise TypeError(f"rollouts={shown(rollouts)}: expected a list of numbers of intervals, such as (1, 2, 4)")
@@ -71,7 +71,7 @@ class FitSettings:
         )
 
     def length(self, step: int) -> int:
-        """Intervals of the rollouts at a step."""
+        """Number of intervals of the rollouts at a step."""
         return self.rollouts[min(len(self.rollouts) - 1, step * len(self.rollouts) // self.steps)]
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def fit_model(
     identity: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Fit a network; its best weights by the validation are put into it.
+    """Fit a network, and give it the weights that are best by the validation.
 
     Validation forecasts run over the longest rollout. A killed call with a checkpoint is taken up, and a checkpoint of
     other states is refused. Ctrl-C ends it after the step at hand, where the checkpoint is saved.
@@ -104,8 +104,9 @@ def fit_model(
     Returns
     -------
     dict
-        JSON: `step`, `loss`, `one_interval_error` and `error`, the root mean square over the leads of the longest
-        rollout, in deviations of the climate, along the validations; `seconds`.
+        The history as JSON. Lists with one entry for each validation: `step`, `loss`, `one_interval_error`, and
+        `error`, the root mean square over the lead times of the longest rollout; errors are in standard deviations of
+        the climate. `seconds` is the time of the fit.
     """
     saves = None
     if checkpoint is not None:

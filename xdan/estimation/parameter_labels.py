@@ -21,7 +21,7 @@ _TAKEN = {TRAJECTORY, TIME, ITERATION, DIVERGED, CONVERGED} | _NUMBERS
 
 
 def check_parameter_names(priors: Priors) -> None:
-    """Refuse parameters that are called as other variables of a result.
+    """Refuse parameters with the names of other variables of a result.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def check_parameter_names(priors: Priors) -> None:
 
 
 def dims_of(model: Dynamics, priors: Priors) -> dict[str, tuple[str, ...]]:
-    """Dims of each parameter: those of the state where it has its shape, otherwise `forcing_component`."""
+    """Dims of each parameter: those of the state if it has the state's shape, else `forcing_component` and so on."""
     dims = {}
     for name, shape in zip(priors.names, priors.shapes, strict=True):
         if shape and shape == model.shape:
@@ -68,21 +68,22 @@ def attributes_of(name: str, suffix: str, how: str = "") -> dict[str, str]:
 
 
 def estimate_of(result: xr.Dataset) -> dict[str, Any]:
-    """The final values in a result of `estimate_parameters`, for `Dynamics.with_parameters`.
+    """Take the final values from a result of `estimate_parameters`, for `Dynamics.with_parameters`.
 
     Parameters
     ----------
     result : xarray.Dataset
+        Result of `estimate_parameters`.
 
     Returns
     -------
     dict of str to float or list
-        By the parameters' names.
+        Final value of each parameter, by its name.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no such result.
+        If `result` is no result of `estimate_parameters`.
 
     Examples
     --------

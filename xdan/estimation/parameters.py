@@ -27,7 +27,7 @@ from .augmentation import estimate_by_augmentation
 from .iterations import Begin, estimate_by_iterations
 from .parameter_labels import check_parameter_names
 
-_OPTIONS: dict[str, dict[str, Any]] = {  # of each method, with defaults
+_OPTIONS: dict[str, dict[str, Any]] = {  # options of each method, with defaults
     "augmented": {"walk": 0.0},
     "likelihood": {"iterations": 20, "window": 20, "rate": 0.2},
     "em": {"iterations": 20, "burn_in": None},
@@ -63,89 +63,95 @@ def estimate_parameters(
 ) -> xr.Dataset:
     """Estimate real parameters of a model from a record of observations; the truth is not needed.
 
-    - "augmented": an ensemble filter carries the parameters in its state, beside the model's. Each trajectory is
-      estimated by itself, along time. As lazy as `cycle`: chunked input gives lazy output.
-    - "likelihood": the parameters under which an ensemble filter finds the observations most likely, for all
-      trajectories together. Gradients go through filter and model, back through a window of cycles, and Adam takes one
-      step a window; Newton's step is the last. It is computed at once, with the record in memory.
-    - "em": expectation maximisation. An ensemble smoother gives states, least squares the parameters that fit its
-      increments best, for all trajectories together, in turn. It needs no derivatives, and computes at once, with all
-      members in memory.
+    - "augmented": an ensemble filter carries the parameters in its state, beside the components of the model. Each
+      trajectory has an estimate for every time. Chunked input gives lazy output.
+    - "likelihood": the parameters for which an ensemble filter gives the observations the largest likelihood, for all
+      trajectories together. Gradients go back through filter and model over a window of cycles. Adam takes one step for
+      each window, and the last step is Newton's. The estimate is computed at once, with the record in memory.
+    - "em": expectation maximisation. An ensemble smoother estimates states, and least squares then estimates the
+      parameters that fit its increments best; the two take turns. The estimate is for all trajectories together. It
+      needs no derivatives, and is computed at once, with all members in memory.
 
     Parameters
     ----------
     {ds}
     dynamics : Dynamics or None
-        Whose parameters are not known; None takes the one that the attributes name. Values of these parameters do not
-        matter. It may have model errors, `with_model_error`, which all three methods account for.
+        The model with unknown parameters. None takes the model that the attributes name. The values of the unknown
+        parameters in this model do not matter. It may have model errors, `with_model_error`, which all three methods
+        take into account.
     parameters : mapping of str to (mean, deviation)
-        What is known before: real parameters of the model, `dynamics.parameter_values()`. Arrays have the parameter's
-        shape. "likelihood" and "em" begin at the mean and measure steps in deviations, and the prior does not draw the
-        estimate to it; "augmented" is Bayesian.
+        Prior mean and standard deviation of each unknown parameter. `dynamics.parameter_values()` lists the real
+        parameters of the model. Arrays have the parameter's shape. "augmented" is Bayesian. "likelihood" and "em" begin
+        at the mean and measure steps in deviations; their prior does not pull the estimate to the mean.
     method : {"augmented", "likelihood", "em"}
+        The method, as above.
     ensemble : str or EnsembleMethod
-        The filter, by name or as an object. "likelihood" and "em" take "etkf", "enkf", "enkf-n", "letkf", another that
-        analyses the members of one time, or a class of your own; "augmented" any. By name "em" takes it without
-        inflation but for the first `burn_in` cycles, as Q stands for what is not known.
+        The filter, by name or as an object. "augmented" takes any ensemble method. "likelihood" and "em" take "etkf",
+        "enkf", "enkf-n", "letkf", or any other method or class that analyses the members of one time. If the filter is
+        a name, "em" uses inflation in the first `burn_in` cycles only, as Q stands for unknown errors.
     members : int, optional
-        Of a filter by name; 40 by default.
+        Number of members of a filter that is a name; by default 40.
     walk : float or mapping of str to float, optional
-        "augmented": standard deviation of the parameters' random walk in one interval. 0 by default, but a filter's
-        inflation acts on parameters too, so that old observations are forgotten.
+        For "augmented": standard deviation of the parameters' random walk in one interval, in the parameter's units.
+        By default 0. The filter's inflation acts on parameters too, so that old observations lose weight even without
+        a walk.
     iterations : int, optional
-        "likelihood", "em": passes over the record, 20 by default.
+        For "likelihood" and "em": number of passes over the record, by default 20.
     window : int, optional
-        "likelihood": cycles through which gradients go back, 20 by default. The filter's memory should fit in.
+        For "likelihood": number of cycles through which gradients go back, by default 20. It should be longer than the
+        time in which the filter forgets.
     rate : float, optional
-        "likelihood": Adam's first step, in deviations of the prior, 0.2 by default. Steps decrease to zero.
+        For "likelihood": Adam's first step, in standard deviations of the prior, by default 0.2. Steps fall to zero.
     burn_in : int, optional
-        "em": first cycles that the least squares leave out; by default a quarter of the record, at most 50.
+        For "em": number of cycles at the beginning that least squares leaves out. By default a quarter of the record,
+        at most 50.
     seed : int
-        Keys the draws of the ensemble.
+        Key of the draws of the ensemble.
     {store}
-        It goes on after the last iteration or block that is written.
+        A resumed call begins after the last iteration or block that was written.
     {mode}
     {device}
     {progress}
     {words}
 
-        `dynamics` is an argument of its own here.
+        Here `dynamics` is an argument before these words.
 
     Returns
     -------
     xarray.Dataset
-        For a parameter `forcing`: its history `forcing`, (trajectory, time, ...) or (iteration, ...), iteration 0 the
-        prior's mean; `forcing_estimate`, the final value, and `forcing_standard_error`, its standard error.
+        For a parameter `forcing`: `forcing` is its history, (trajectory, time, ...) or (iteration, ...), where
+        iteration 0 is the prior's mean. `forcing_estimate` is the final value, and `forcing_standard_error` is its
+        standard error.
 
-        - "augmented": `forcing_spread`, the members' standard deviation; `diverged` and `innovation_ratio` of the run.
-          The estimate is the mean over trajectories at the last time, its uncertainty the standard error of this mean,
-          of a single trajectory the spread.
-        - "likelihood": `negative_log_likelihood` (iteration). The uncertainty follows from the curvature of the
+        - "augmented": also `forcing_spread`, the members' standard deviation, and `diverged` and `innovation_ratio` of
+          the run. The estimate is the mean over trajectories at the last time. Its uncertainty is the standard error of
+          this mean, or the spread if there is a single trajectory.
+        - "likelihood": also `negative_log_likelihood` (iteration). The uncertainty follows from the curvature of the
           likelihood at the estimate, the observed Fisher information.
-        - "em": `model_error_std` (iteration), the estimate of Q = q I where the model has no Q. The uncertainty follows
-          from what each trajectory, or block of time of a single one, would make of the estimate by itself.
-        - both: `lost` (iteration), trajectories that the filter lost, and `diverged` (iteration); `converged`: of
-          "em" at most half a standard error is left of its way, of "likelihood" Newton's last step stays within a
-          deviation of the prior.
+        - "em": also `model_error_std` (iteration), the estimate of Q = q I if the model has no Q. The uncertainty
+          follows from the estimates that each trajectory would give by itself, or each block of time of a single one.
+        - "likelihood" and "em": also `lost` (iteration), the number of trajectories that the filter lost; `diverged`
+          (iteration); and `converged`. "em" has converged if its limit is at most half a standard error away.
+          "likelihood" has converged if Newton's last step is shorter than a standard deviation of the prior.
 
         `dynamics.with_parameters(**xdan.estimate_of(result))` is the model with the estimate.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
-        For a parameter that the model does not have, that is an integer, or that a step does not read or depend on; a
-        deviation that is not positive; a model without derivatives for "likelihood"; "em" on fewer cycles than
-        parameters; a prior so wide that states drawn from it become infinite in their spin-up, for "augmented"; an
-        option of another method; and as `cycle`.
+        If the model lacks a parameter, the parameter is an integer, or the model's step does not depend on it; if a
+        standard deviation is not positive; if the model has no derivatives, for "likelihood"; if there are fewer cycles
+        than parameters, for "em"; if the prior is so wide that states become infinite in their spin-up, for
+        "augmented"; if an option belongs to another method; and whenever `cycle` raises this error.
     FileExistsError
-        If the store exists and is no unfinished estimate of the same call.
+        If the store exists and does not hold an unfinished estimate of the same call.
 
     Warns
     -----
     XdanWarning
-        If the estimate diverges, whose history is kept; if it has not converged; if the filter loses trajectories.
+        If the estimate diverges (its history is kept), has not converged, or the filter loses trajectories.
 
     References
     ----------
@@ -209,7 +215,7 @@ def _options(method: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ensemble(ensemble: Any, members: Any, method: str, **settings: Any) -> EnsembleMethod:
-    """The filter, by name and with those settings that it takes, or as it is."""
+    """The filter: made from its name and the settings that it takes, or the object as it is."""
     if isinstance(ensemble, str):
         choice("ensemble", ensemble, METHODS)
         more = {name: value for name, value in settings.items() if name in accepted_parameters(ensemble)}
@@ -232,7 +238,7 @@ def _ensemble(ensemble: Any, members: Any, method: str, **settings: Any) -> Ense
 
 
 def _likelihood(model: Dynamics, priors: Priors, options: dict[str, Any], cycles: int) -> Begin:
-    """Begins a descent on the likelihood of a filter."""
+    """Return the function that begins a descent on the likelihood of a filter."""
     window = options["window"] = integer("window", options["window"], least=1)
     rate = options["rate"] = real("rate", options["rate"], above=0.0)
     iterations = integer("iterations", options["iterations"], least=1)
@@ -247,7 +253,7 @@ def _likelihood(model: Dynamics, priors: Priors, options: dict[str, Any], cycles
 
 
 def _em(labelled: LabelledRecord, priors: Priors, options: dict[str, Any]) -> Begin:
-    """Begins an expectation maximisation."""
+    """Return the function that begins an expectation maximisation."""
     cycles, error = labelled.observation.shape[1], labelled.setup.dynamics.model_error
     default = min(50, cycles // 4)
     asked = options["burn_in"]

@@ -1,4 +1,4 @@
-"""The folder that keeps the passes of a learned correction, and which call it belongs to."""
+"""The folder that keeps the passes of a learned correction, and the call that it belongs to."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES
 from .increments import Increments
 
 _CALL = "call.zarr"
-_VARY = ("when", "xdan")  # of an origin: what does not change the numbers
+_VARY = ("when", "xdan")  # entries of an origin that do not change the numbers
 
 
 def folder_of(store: StoreLike) -> Path:
-    """The folder that keeps what passes make.
+    """The folder that keeps the runs and models of all passes.
 
     Raises
     ------
     ValueError
         If the store is no local path.
     FileExistsError
-        If it is a file.
+        If the path is a file.
     """
     place = locate(store)
     if not is_local(place):
@@ -44,7 +44,7 @@ def folder_of(store: StoreLike) -> Path:
 
 
 def identity_of(labelled: LabelledRecord, increments: Increments, method: Network | Method | None) -> dict[str, str]:
-    """Digests of the record's experiment, of the first pass, and of the method of further ones; computes their parts.
+    """Digests of the record's experiment, the first pass and the method of further passes; some data are computed.
 
     R, H and a step of the model belong to the experiment, as do intervals and labels of trajectories.
     """
@@ -64,12 +64,12 @@ def identity_of(labelled: LabelledRecord, increments: Increments, method: Networ
 
 
 def claim(folder: Path, call: Mapping[str, Any]) -> None:
-    """Write into a new folder which call its passes belong to, and compare that of an old one.
+    """Write into a new folder the call that its passes belong to; in an old folder, compare this call.
 
     Raises
     ------
     FileExistsError
-        If the folder holds passes of another call, or other things under their names; the message says what differs.
+        If the folder holds passes of another call, or other files with such names. The message says what differs.
     """
     known = {name: digest(value) for name, value in call.items() if name not in _VARY}
     place, remedy = folder / _CALL, "expected a folder of this call; choose another store="

@@ -1,4 +1,4 @@
-"""Stretches of states to fit a model on, drawn from lazy arrays of which one piece at a time is in memory."""
+"""Stretches of states to fit a model, drawn from lazy arrays. One piece at a time is in memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..records.schema import TIME, TRAJECTORY, Array
 from ..records.store import digest
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES
 
-_BYTES = 1 << 28  # of a piece
-_SHORTEST = 64  # times of a piece, at least
-_TURN = 200  # draws in a row from one piece
+_BYTES = 1 << 28  # most bytes of a piece
+_SHORTEST = 64  # least number of times in a piece
+_TURN = 200  # number of draws in a row from one piece
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Stretches:
     Attributes
     ----------
     arrays : sequence of xarray.DataArray, dims (trajectory, time, *state)
-        One: stretches are of consecutive times. Two: each stretch is a state of the first and that of the second at the
-        same place.
+        One array: a stretch holds consecutive times. Two arrays: a stretch is a state of the first array and the state
+        of the second at the same position.
     seed : int
-        Keys the draws.
+        Key of the draws.
     device : str
     """
 
@@ -43,11 +43,11 @@ class Stretches:
 
     @property
     def longest(self) -> int:
-        """Most intervals in a stretch."""
+        """Largest number of intervals in a stretch."""
         return 1 if len(self.arrays) > 1 else int(self.arrays[0].sizes[TIME]) - 1
 
     def identity(self) -> list[str]:
-        """Digests of the states, of the leading part of each array: those of another record differ there."""
+        """Digests of the leading part of each array, by which the states of two records differ."""
         leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
         return [
             digest(list(array.shape), held[leading]) for array, held in zip(self.arrays, self._read(0), strict=True)
@@ -71,7 +71,7 @@ class Stretches:
         return self._taken(piece, starts[chosen.numpy()], length)
 
     def spaced(self, count: int, length: int) -> Tensor:
-        """At most so many stretches, evenly spaced over the first piece."""
+        """At most `count` stretches, evenly spaced over the first piece."""
         piece = self._read(0)
         starts = _starts(piece, length)
         chosen = np.unique(np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(int))
@@ -79,7 +79,7 @@ class Stretches:
 
     @property
     def _pieces(self) -> list[slice]:
-        """Times of each piece; neighbours share none."""
+        """Times of each piece. Pieces do not overlap."""
         first = self.arrays[0]
         times, wanted = first.sizes[TIME], -(-len(self.arrays) * first.nbytes // _BYTES)
         count = max(1, min(wanted, times // _SHORTEST))
@@ -103,7 +103,7 @@ class Stretches:
 
 
 def _starts(piece: list[Array], length: int) -> Array:
-    """Rows and times (S, 2) at which stretches begin that are finite throughout."""
+    """Rows and times (S, 2) at which stretches begin whose states are all finite."""
     whole = np.logical_and.reduce([np.isfinite(one).all(-1) for one in piece])
     if len(piece) == 1:
         times = whole.shape[1]

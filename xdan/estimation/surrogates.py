@@ -1,4 +1,4 @@
-"""Surrogates: networks that learn a model from its truth, or from the analyses of a run."""
+"""Surrogates: networks that learn a model from a truth or from the analyses of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .learners import check_even, made_for, split
 from .model_training import FitSettings, fit_model
 from .stretches import Stretches
 
-_MOMENT_STATES = 4096  # that a climate is taken of
+_MOMENT_STATES = 4096  # most states from which a climate is computed
 
 
 @shares_words
@@ -50,38 +50,39 @@ def train_surrogate(
     progress: bool = True,
     **words: Unpack[RecordWords],
 ) -> SurrogateDynamics:
-    """Train a network to take the place of a model, computed at once.
+    """Train a network to take the place of a model; not lazily.
 
-    Forecasts of the network start from states of the source, and are to meet the states that follow, at first over one
-    interval, then over more (a curriculum).
+    Forecasts of the network start from states of the source, and are fitted to the states that follow. They run over
+    one interval at first, and over more intervals later (a curriculum).
 
     Parameters
     ----------
     ds : xarray.Dataset
-        A record with even intervals, its model named or passed as `dynamics=`. Of the model only the space of its
-        states, its time step and its time unit are taken.
+        A record with even intervals. Its attributes name the model, or it is passed as `dynamics=`. Only the space of
+        the model's states, its time step and its time unit are used.
     source : "truth" or xarray.Dataset
-        The states to learn from: the record's truth, or the analyses of a run on this record. Analyses hold errors,
-        which a surrogate learns as far as they depend on the state.
+        The states to learn from: the record's truth, or the analyses of a run on this record. A surrogate also learns
+        those errors of the analyses that depend on the state.
     network : TendencyNetwork, optional
-        Architecture, `xdan.QuadraticCNN()` by default. It is not changed; its weights at the start are new.
+        Architecture, by default `xdan.QuadraticCNN()`. This object is not changed; training starts with new weights.
     timestep : float, optional
-        Of the surrogate, by default the model's; the record's interval is a multiple of it.
+        Time step of the surrogate, in model time; by default that of the model. The record's interval must be a
+        multiple of it.
     rollouts : sequence of int
-        Intervals that forecasts run over, each for an equal share of the steps.
+        Numbers of intervals that forecasts run over, one after another. Each takes an equal share of the steps.
     steps, batch : int
-        Gradient steps, and stretches of states in each.
+        Number of gradient steps, and number of stretches of states in each step.
     learning_rate : float
-        Of Adam; it falls linearly to zero.
+        Learning rate of Adam. It falls linearly to zero.
     validation : float
-        Share of the trajectories, of the times of a single one, that is held back; the weights with the smallest error
-        over the longest rollout are returned.
+        Share of the trajectories that is held back for validation; a single trajectory holds back a share of its times.
+        The result has the weights with the smallest error over the longest rollout.
     validate_every : int
-        Steps between validations.
+        Number of steps between validations.
     burn_in : int
-        Cycles at the beginning that are left out.
+        Number of cycles to leave out at the beginning.
     seed : int
-        Of the first weights and of draws.
+        Key of the first weights and of all draws.
     checkpoint : path or Zarr store, optional
         Save here every half minute, and at Ctrl-C. A killed call is taken up by the same call, and ends with the same
         weights.
@@ -92,16 +93,17 @@ def train_surrogate(
     Returns
     -------
     SurrogateDynamics
-        Its `provenance` says which record, source, settings and version it came from, and has the `history` of the
-        fit: `one_interval_error` is in deviations of the climate.
+        The surrogate. Its `provenance` holds the record, source, settings and version that it was made from, and the
+        `history` of the fit. `one_interval_error` is in standard deviations of the climate.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
-        For a record without a truth, a run of another record, a network of another space, uneven intervals, a time step
-        that does not divide the interval, or rollouts longer than the record; before anything is computed.
+        If the record has no truth, the run was made on another record, the network belongs to another space, intervals
+        are uneven, the time step does not divide the interval, or rollouts are longer than the record. All of this is
+        checked before the training.
     RuntimeError
         If forecasts of the network diverge for good.
     TrainingInterrupted
@@ -110,7 +112,7 @@ def train_surrogate(
 
     See Also
     --------
-    xdan.forecast_skill, xdan.model_climate, xdan.lyapunov_spectrum : how good a surrogate is.
+    xdan.forecast_skill, xdan.model_climate, xdan.lyapunov_spectrum : measure how good a surrogate is.
 
     References
     ----------
@@ -182,7 +184,7 @@ def train_surrogate(
 
 
 def _run_of(run: xr.Dataset) -> dict[str, str]:
-    """What a run says of its method, its model and its draws."""
+    """Entries of a run that describe its method, its model and its draws."""
     known = ("seed", "network_digest", "dynamics")
     return {
         str(name): str(value)
@@ -200,7 +202,7 @@ def _states(labelled: LabelledRecord, source: Any) -> xr.DataArray:
 
 
 def _normalise(network: TendencyNetwork, training: Stretches, interval: float, space: StateSpace) -> Tensor:
-    """Give a network the climate of some states, and how fast they change; returns the deviations, (N,)."""
+    """Scale a network by the climate of some states and by their rate of change; return standard deviations, (N,)."""
     pairs = training.spaced(_MOMENT_STATES, 1).double().cpu()
     fields = [pairs[..., part] for part in space.slices.values()]
     mean, std = [float(one.mean()) for one in fields], [float(one.std()) for one in fields]

@@ -1,4 +1,4 @@
-"""A picture of one analysis: what the forecast was, what the innovation said, what was added, and what is wrong."""
+"""A picture of one analysis: the states, the innovation with the increment, and the errors."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def one_analysis(
     cycle: int = -1,
     **words: Unpack[RecordWords],
 ) -> Any:
-    """One analysis in its parts: states, innovation beside increment, and errors before and after.
+    """Draw one analysis: states, innovation and increment, and the errors of forecast and analysis.
 
     Parameters
     ----------
     ds, run : xarray.Dataset
-        Twin, and a run on it with its forecast.
+        A twin, and a run on it that holds its forecast.
     trajectory, cycle : int
-        Positions along `trajectory` and `time`; the last cycle by default.
+        Positions along `trajectory` and `time`; by default the last cycle.
     {words}
 
     Returns
     -------
     holoviews.Layout
-        Three panels: truth, forecast, analysis and observations; the innovation y - H x_f, as points, and the
-        increment x_a - x_f; the errors of forecast and analysis. Innovations are drawn where single points of the state
-        are observed, not for other operators.
+        Three panels. The first has truth, forecast, analysis and observations; the second has the innovation
+        y - H x_f, as points, and the increment x_a - x_f; the third has the errors of forecast and analysis.
+        Innovations are drawn only if points of the state are observed, not for other operators.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, the run is of another record, or the state is not one field of one
-        dim.
+        If an argument is wrong, there is no truth, the run was made on another record, or the state is not one field
+        of one dim.
 
     Examples
     --------

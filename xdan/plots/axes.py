@@ -1,4 +1,4 @@
-"""Axes of pictures: sizes, colours, and what stands along an axis; and the arguments that pictures share."""
+"""Axes of pictures: sizes, colours, ticks and labels; and the arguments that all pictures have."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..records.schema import TIME
 from ..records.times import drawn_times
 
 WIDTH, HEIGHT, LEGEND_WIDTH = 760, 260, 210
-_TICKS = 12  # names on an axis that can be read
-_DEGREES = {"degrees_north": 30, "degrees_east": 60}  # between ticks of latitudes and longitudes
-_WIDE, _MOST_DECADES = 2e3, 8  # a ratio from which powers of ten alone are written, and how many of them
-PADDING = 0.04  # share of a picture's axes beyond its points
-# Okabe and Ito's colours, told apart with every kind of colour vision.
+_TICKS = 12  # most names on an axis that can be read
+_DEGREES = {"degrees_north": 30, "degrees_east": 60}  # degrees between ticks of latitudes and longitudes
+_WIDE, _MOST_DECADES = 2e3, 8  # ratio above which only powers of ten are ticks, and most of these
+PADDING = 0.04  # share by which axes are longer than the range of points
+# Okabe and Ito's colours, which people with every kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def dataset(label: str, value: Any) -> xr.Dataset:
-    """Take a Dataset.
+    """Check that a value is a Dataset.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def dataset(label: str, value: Any) -> xr.Dataset:
 
 
 def mapping(label: str, values: Any, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
-    """Take a mapping of name to values of a kind, not an empty one.
+    """Check that `values` is a mapping of names to values of a type, and is not empty.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def mapping(label: str, values: Any, kind: type | tuple[type, ...], what: str) -
 
 
 def position(label: str, value: Any, size: int) -> int:
-    """Take a position along a dim, from the end where it is negative.
+    """Check a position along a dim; a negative position counts from the end.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def position(label: str, value: Any, size: int) -> int:
 
 
 def text(label: str, value: Any) -> str:
-    """Take text.
+    """Check that a value is text.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def text(label: str, value: Any) -> str:
 
 
 def cycles_of(value: Any, default: slice) -> slice:
-    """Positions along time."""
+    """Check a slice of positions along time."""
     if value is None:
         return default
     if not isinstance(value, slice):
@@ -94,13 +94,13 @@ def cycles_of(value: Any, default: slice) -> slice:
 
 
 def placed(labels: xr.DataArray, axis: str) -> tuple[Any, dict[str, Any]]:
-    """Where labels are drawn along an axis, "x" or "y", and its ticks.
+    """Positions of labels along an axis, "x" or "y", and the ticks of the axis.
 
-    At the labels themselves where they are numbers or dates in order. Lengths of time are days, and dates of cftime
-    days since the first. Other labels are drawn at their positions, under their names.
+    Numbers and dates in order are drawn at their values. Lengths of time are converted to days, and dates of cftime to
+    days since the first. Other labels are drawn at the positions 0, 1, ..., with their names.
     """
     values = drawn_times(labels)[0] if labels.name == TIME else labels.values
-    one_date = values.dtype.kind == "M" and len(values) == 1  # which has no width
+    one_date = values.dtype.kind == "M" and len(values) == 1  # a single date has no width
     if values.dtype.kind in "iufM" and not np.isnan(values).any() and not one_date:
         steps = np.diff(values).astype(np.float64)
         if (steps > 0).all() or (steps < 0).all():
@@ -113,7 +113,7 @@ def placed(labels: xr.DataArray, axis: str) -> tuple[Any, dict[str, Any]]:
 
 
 def axis_label(values: xr.DataArray) -> str:
-    """What an axis shows, and in which units."""
+    """The label of an axis: its quantity, with units."""
     name, units = str(values.attrs.get("long_name", values.name)), str(values.attrs.get("units", "1"))
     if values.name == TIME and values.dtype.kind in "mO":
         return drawn_times(values)[1]
@@ -121,17 +121,17 @@ def axis_label(values: xr.DataArray) -> str:
 
 
 def in_units(name: str, units: str) -> str:
-    """A name, with its units where there are any."""
+    """A name, with its units if there are any."""
     return name if units in ("1", "") else f"{name} ({units})"
 
 
 def cycle_colours(count: int) -> list[str]:
-    """Colours for so many curves."""
+    """Colours for `count` curves."""
     return [COLOURS[k % len(COLOURS)] for k in range(count)]
 
 
 def log_ticks(values: Any) -> list[float]:
-    """Round numbers over the range of values, closer where it is narrow; powers of ten where it is wide."""
+    """Round numbers over the range of values: closer ones for a narrow range, powers of ten for a wide one."""
     values = np.asarray(values, dtype=np.float64)
     positive = values[np.isfinite(values) & (values > 0)]
     if not len(positive):

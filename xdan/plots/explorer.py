@@ -1,4 +1,4 @@
-"""Looking around in results with widgets, in a notebook or a browser; only what is shown is read."""
+"""Explore results with widgets, in a notebook or a browser. Only the data that are shown are read."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ def explore(
     gains: xr.DataArray | Mapping[str, xr.DataArray | Sequence[xr.DataArray]] | None = None,
     **words: Unpack[RecordWords],
 ) -> Explorer:
-    """Look around in a record, runs on it and gains, or in a sweep's cube, with widgets.
+    """Explore a record with its runs and gains, or a sweep's cube, with widgets.
 
     Parameters
     ----------
     source : xarray.Dataset
-        A record with its truth; or the cube of a `sweep`, of any number of axes. Lazy ones stay lazy: a view reads what
-        it shows.
+        A record with its truth, or the cube of a `sweep` with any number of axes. Lazy data stay lazy: a view reads
+        only the data that it shows.
     runs : Dataset or mapping of name to Dataset, optional
-        Runs on the record, of `cycle` or `baseline`.
+        Runs of `cycle` or `baseline` on the record.
     gains : DataArray or mapping of name to one or several DataArrays, optional
-        Symmetry averages, of `gain(kind="mean")`, by observing system; several where there are several orbits of sites.
+        Symmetry averages of `gain(kind="mean")`, by the name of the observing system. If there are several orbits of
+        sites, several averages for a name.
     {words}
 
     Returns
     -------
     Explorer
-        A notebook shows it as it is. `.show()` opens it in a browser, `.servable()` is for ``panel serve``. Each
-        browser has a session to itself.
+        A notebook shows this object. `.show()` opens it in a browser, and `.servable()` is for ``panel serve``. Each
+        browser has a separate session.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is nothing to show, a run is of another record, the record has no truth, or a
-        field more than two dims.
+        If an argument is wrong, there is nothing to show, a run was made on another record, the record has no truth,
+        or a field has more than two dims.
 
     Examples
     --------
@@ -81,10 +82,10 @@ def explore(
 
 
 class Explorer:
-    """Pages of pictures with widgets, as `explore` makes them.
+    """Pages of pictures with widgets, which `explore` makes.
 
-    Each session has widgets to itself: two browsers that look at one server do not move each other's pictures. The
-    address of the page follows what is shown: somebody who opens it sees the same.
+    Each session has separate widgets: two browsers at one server do not change each other's pictures. The address of
+    the page follows the choices: whoever opens the address sees the same pictures.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ class Explorer:
         self._pages = pages
 
     def view(self) -> Any:
-        """Make widgets and pictures of a new session.
+        """Make the widgets and pictures of a new session.
 
         Returns
         -------
@@ -115,12 +116,12 @@ class Explorer:
         return pn.Column(address.message(), shown) if address.refused else shown
 
     def show(self, **options: Any) -> Any:
-        """Serve it, and open a browser.
+        """Serve the pages, and open a browser.
 
         Parameters
         ----------
         **options
-            Of ``panel.serve``: port, title, threaded, ...
+            Options of ``panel.serve``: port, title, threaded, ...
 
         Returns
         -------
@@ -129,12 +130,12 @@ class Explorer:
         return panel().serve(self.view, **{"title": "xdan", **options})
 
     def servable(self, **options: Any) -> Any:
-        """Make it a page of ``panel serve``.
+        """Make the pages a part of ``panel serve``.
 
         Parameters
         ----------
         **options
-            Of ``panel.viewable.Viewable.servable``: title, target, ...
+            Options of ``panel.viewable.Viewable.servable``: title, target, ...
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""The explorer's page of marginal gains: Omega_r of a chosen observing system about a chosen site."""
+"""The explorer's page of marginal gains: Omega_r for a chosen observing system and a chosen site r."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .explorer_parts import WIDGETS, Address, csv, page, select
 from .gain_plots import about_reference, gain_map, on_ring
 from .libraries import panel
 
-_LEAST_WITHIN, _MOST_WITHIN, _WITHIN = 2, 20, 10  # sites to each side
+_LEAST_WITHIN, _MOST_WITHIN, _WITHIN = 2, 20, 10  # number of sites on each side of r: least, most, and at first
 
 
 class GainPage:
-    """Omega_r by observing system.
+    """Omega_r for each observing system.
 
     Parameters
     ----------
     systems : mapping of name to sequence of DataArray
-        Several averages where there are several orbits of sites.
+        The averages of each observing system: several if there are several orbits of sites.
 
     Raises
     ------
     ValueError
-        For what is no symmetry average, or an empty sequence.
+        If a gain is no symmetry average, or a sequence is empty.
     """
 
     title = "Marginal gain"
@@ -42,14 +42,14 @@ class GainPage:
         self._systems = systems
 
     def _about(self, name: str, r: int) -> xr.DataArray | None:
-        """The average whose reference is carried to r."""
+        """The average whose reference site the group carries to r, moved there; None if there is none."""
         for omega in self._systems[name]:
             if (r - int(omega.attrs["reference"])) % _step(omega) == 0:
                 return omega
         return None
 
     def view(self, address: Address) -> Any:
-        """Widgets and pictures of one session."""
+        """Make the widgets and pictures of one session."""
         pn = panel()
 
         names = list(self._systems)
@@ -94,7 +94,7 @@ class GainPage:
 
 
 def _step(omega: xr.DataArray) -> int:
-    """By how many sites an average may be moved: as far as its group turns the ring, else not at all."""
+    """Number of sites by which an average may be moved: the step of the group's turns of the ring, else 0."""
     sites, group = omega.sizes["i"], str(omega.attrs.get("group", ""))
     if turns := re.search(r"turns of the ring by (\d+)", group):
         return int(turns[1])

@@ -1,4 +1,4 @@
-"""What the explorer's pages are made of: the page's address, inputs that refuse in place, and the download."""
+"""Parts of the explorer's pages: the address of a page, inputs with messages beside them, and the download."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..core.checks import shown
 from .libraries import panel
 
 WIDGETS = 230  # pixels of the column of widgets
-PICTURES = 1090  # pixels of the pictures beside it, on a screen of 1366
+PICTURES = 1090  # pixels of the pictures beside the widgets, on a screen of 1366
 _LOOK = "color:#A40000; font-size:12px; margin:0"
 
 
 class Page(Protocol):
-    """What a tab of the explorer shows: checked once, and made anew for each browser."""
+    """The content of a tab of the explorer. It is checked once, and made anew for each browser."""
 
     title: str
 
@@ -27,14 +27,14 @@ class Page(Protocol):
 
 
 class Address:
-    """The query of a page's address, such as `?method=EnKF-N&first=20`: what a session begins with, and what it shows.
+    """The query of a page's address, such as `?method=EnKF-N&first=20`: the first and the current choices of a session.
 
-    Outside a server there is no address: every value is the default then, and nothing is written.
+    Outside a server there is no address: every value is then the default, and nothing is written.
 
     Attributes
     ----------
     refused : list of str
-        What the address asked for and is not there.
+        Messages about choices in the address that do not exist.
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,11 @@ class Address:
         self.refused: list[str] = []
 
     def one(self, key: str, options: Sequence[Any], default: Any) -> Any:
-        """The option of the address, by its text; the default where it names none."""
+        """The option whose text is in the address; the default if the address names none."""
         return self.some(key, options, [default])[0]
 
     def some(self, key: str, options: Sequence[Any], default: list[Any]) -> list[Any]:
-        """Options of the address, by their text."""
+        """The options whose texts are in the address."""
         if key not in self._query:
             return default
         asked = self._query[key]
@@ -61,7 +61,7 @@ class Address:
         return [by_name[name] for name in asked]
 
     def number(self, key: str, least: int, most: int, default: int) -> int:
-        """The whole number of the address."""
+        """The whole number in the address."""
         if key not in self._query:
             return default
         text = self._query[key][-1]
@@ -78,7 +78,7 @@ class Address:
         self.refused.append(f"the address asks for {key}={shown(text)}: expected {expected}")
 
     def write(self, **values: Any) -> None:
-        """Put what is shown into the address; a list stands for several values of one key."""
+        """Write the current choices into the address. A list stands for several values of one key."""
         lists = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
         self._query |= {key: [str(one) for one in several] for key, several in lists.items()}
         if self._location is not None:
@@ -87,7 +87,7 @@ class Address:
                 self._location.search = search
 
     def message(self) -> Any:
-        """What was refused, above the page; nothing where all was there."""
+        """The messages above the page; nothing if there are none."""
         pn = panel()
 
         text = "; ".join(self.refused)
@@ -100,14 +100,14 @@ class Address:
 
 
 class WholeNumber:
-    """A field for a whole number. A number out of range is refused below the field, and the picture stays as it is.
+    """An input for a whole number. For a number out of range, a message appears below, and the picture does not change.
 
     Parameters
     ----------
     label : str
     value, least, most : int
     step : int
-        Of the arrows beside the number.
+        Step of the arrows beside the number.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class WholeNumber:
 
         self.accepted = rx(value)
         self._least, self._most = least, most
-        # Without ends of its own: the browser would change a number in silence.
+        # The widget has no bounds: with bounds, the browser would change a number without a message.
         self.widget = pn.widgets.IntInput(
             label=label, value=value, step=step, width=WIDGETS, disabled=least == most, margin=(2, 5)
         )
@@ -146,12 +146,12 @@ class WholeNumber:
 
     @property
     def parts(self) -> list[Any]:
-        """The field, and the place of its message."""
+        """The input, and the place of its message."""
         return [self.widget, self._message]
 
 
 def select(label: str, options: Sequence[Any], value: Any, **options_of_widget: Any) -> Any:
-    """A list to choose from; it is not there where there is one option."""
+    """A list to choose from. It is hidden if there is only one option."""
     pn = panel()
 
     several = len(options) > 1
@@ -162,14 +162,14 @@ def select(label: str, options: Sequence[Any], value: Any, **options_of_widget: 
 
 
 def drawn(draw: Callable[..., list[list[Any]]], seen: Sequence[Any]) -> Any:
-    """Rows of pictures that are drawn anew where a value changes, with a sign while they are drawn.
+    """Rows of pictures that are drawn again when a value changes, with a sign while they are drawn.
 
-    Each picture is one panel: a picture of several has no size where it lies deep in a page.
+    Each picture is one panel: a picture of several panels has no size if it lies deep in a page.
 
     Parameters
     ----------
     draw : callable
-        Of the values; gives rows of pictures.
+        A function of the values that returns rows of pictures.
     seen : sequence of widget, parameter or reactive value
     """
     pn = panel()
@@ -197,11 +197,11 @@ def page(widgets: list[Any], draw: Any, table: Callable[[], io.StringIO], filena
     ----------
     widgets : list
     draw : callable or viewable
-        What `pn.bind` gives, or `drawn`.
+        The result of `pn.bind` or of `drawn`.
     table : callable
-        Gives CSV of what is shown.
+        Returns the data that are shown as CSV.
     filename : str
-        Of the CSV.
+        Name of the CSV file.
     """
     pn = panel()
 

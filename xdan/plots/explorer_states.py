@@ -1,4 +1,4 @@
-"""The explorer's page of states: truth, analysis and error of two methods side by side, and their RMSE in time."""
+"""The explorer's page of states: truth, analyses and errors of two methods, and their RMSE in time."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .state_panels import (
     space_and_time,
 )
 
-_SHOWN = 100  # cycles at first
-_MOST_SHOWN = 2000  # cycles: more are wider than a screen has pixels
+_SHOWN = 100  # number of cycles at first
+_MOST_SHOWN = 2000  # most cycles: a screen has fewer pixels than more cycles need
 _NOTHING = "nothing"
-# Heights in pixels: all of the page is seen on a screen of 1366 x 768.
+# Heights in pixels. The whole page fits on a screen of 1366 x 768.
 _ROW, _RMSE, _STATES = 172, 160, 525
 _TOOLS = 30  # pixels of the column of tools
-_PER_COLUMN, _LEAST_LINE = 4, 125  # panels of components, one above the other, and their least height in pixels
+_PER_COLUMN, _LEAST_LINE = 4, 125  # most panels of components in a column, and their least height in pixels
 
 
 class StatesPage:
-    """Truth, analysis and error of a field of one or two runs, of a chosen trajectory and stretch of time.
+    """Truth, analysis and error of a field, for one or two runs, a chosen trajectory and a range of times.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class StatesPage:
     Raises
     ------
     TypeError, ValueError
-        If the record has no truth, a field has more than two dims, or a run is of another record.
+        If the record has no truth, a field has more than two dims, or a run was made on another record.
     """
 
     title = "States"
@@ -57,10 +57,11 @@ class StatesPage:
         self._labelled = read_with_truth(ds, words, "the explorer")
         self._runs = runs
         for name, run in runs.items():
-            pairs = field_pairs(self._labelled, run, 0, f"run {name!r}")  # refused now, not at the first view
+            # A wrong run is refused here, not at the first view.
+            pairs = field_pairs(self._labelled, run, 0, f"run {name!r}")
         self._fields = ["" if pair.part.field is None else pair.part.field.name for pair in pairs]
         self._means = FieldMeans(self._labelled.setup.dynamics)
-        # Colours follow the run, not its place on the page.
+        # A colour belongs to a run, not to a place on the page.
         self._colours = {name: COLOURS[1:-1][k % (len(COLOURS) - 2)] for k, name in enumerate(runs)}
 
     def view(self, address: Address) -> Any:
@@ -90,7 +91,7 @@ class StatesPage:
         def read(
             name: str, other: str, of: str, row: int, start: int, length: int
         ) -> tuple[FieldPair, dict[str, xr.Dataset]]:
-            """The field of one or two runs at the cycles that are shown."""
+            """Read the field of one or two runs at the cycles that are shown."""
             start = min(start, max(cycles - length, 0))
             some = list(dict.fromkeys([name] if other == _NOTHING else [name, other]))
             place = self._fields.index(of)
@@ -143,7 +144,7 @@ class StatesPage:
 
     @staticmethod
     def _mean(squares: xr.DataArray, part: Any, dims: tuple[str, ...]) -> xr.DataArray:
-        """Mean over the field by area."""
+        """Mean over the field, weighted by area."""
         if part.weights is None:
             return squares.mean(dims, skipna=False)
         share = xr.DataArray(part.weights.reshape([squares.sizes[dim] for dim in dims]), dims=dims)
@@ -152,9 +153,9 @@ class StatesPage:
 
 
 def _rows_of_panels(pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[str, str]) -> list[list[Any]]:
-    """Space and time: a column for each method, with the truth above it; one scale of the states, one of the errors."""
+    """Space and time: a column for each method, the truth above. States share a colour scale, and so do errors."""
     scales, width = colours_of(*values.values()), PICTURES // len(values)
-    # The tools of a row stand beside its last panel.
+    # A row has its tools beside its last panel.
     widths = {name: width + (_TOOLS if name == list(values)[-1] else 0) for name in values}
     sizes: dict[str, Any] = {"height": _ROW, "xlabel": ""}
     rows = [
@@ -166,9 +167,9 @@ def _rows_of_panels(pair: FieldPair, values: Mapping[str, xr.Dataset], colours: 
 
 
 def _maps(pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[str, str]) -> list[list[Any]]:
-    """Maps at the first cycle: a row for each method, with the truth before it."""
+    """Maps at the first cycle: a row for each method, which begins with the truth."""
     scales = colours_of(*values.values())
-    most = (PICTURES // 3 - 130, _STATES // len(values) - 90)  # axes and colours take the rest
+    most = (PICTURES // 3 - 130, _STATES // len(values) - 90)  # the rest is for axes and colour bars
     rows = [
         [map_panel(pair, one, label, title=pair.heading(label, name), most=most, **scales[label]) for label in scales]
         for name, one in values.items()
@@ -177,19 +178,19 @@ def _maps(pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[st
 
 
 def _lines(pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[str, str]) -> list[list[Any]]:
-    """Components: the truth and every method in one panel."""
+    """Components: a panel has the truth and every method."""
     some = {name: colours[name] for name in values}
     count = min(pair.part.shape[0], MOST_LINES)
     columns = -(-count // _PER_COLUMN)
     rows = -(-count // columns)
     sizes: dict[str, Any] = {"width": PICTURES // columns, "height": max(_STATES // rows, _LEAST_LINE)}
-    # With several columns the legend of the RMSE below says the colours.
+    # With several columns, the legend of the RMSE below explains the colours.
     panels = [one.opts(show_legend=columns == 1, toolbar=None) for one in component_panels(pair, values, some, **sizes)]
     return [panels[k : k + columns] for k in range(0, len(panels), columns)]
 
 
 def _zoomed_together(rows: list[list[Any]]) -> list[list[Any]]:
-    """Panels with one range of each axis, and the tools of the first."""
+    """Panels that share the range of each axis and the tools of the first panel."""
     ranges: dict[Any, dict[str, Any]] = {}
 
     def share(plot: Any, element: Any) -> None:

@@ -1,4 +1,4 @@
-"""The explorer's page of a sweep: scores against one axis, for some schemes, at labels of the other axes."""
+"""The explorer's page of a sweep: scores along one axis, for chosen schemes and chosen labels of the other axes."""
 
 from __future__ import annotations
 

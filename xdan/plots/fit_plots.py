@@ -1,4 +1,4 @@
-"""Pictures of what was fitted or tuned: the scaling law, and what tuning tried."""
+"""Pictures of fits: the scaling law, and the values that tuning tried."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _TRIED, _CHOSEN = "candidate_", "tuned_"
 
 
 def scaling_law_curves(law: xr.Dataset) -> Any:
-    """RMSE against the number of trajectories: of the sweep, as points, and by the scaling law, as lines.
+    """Draw the RMSE against the number of trajectories: points are the sweep's, and lines are the scaling law's.
 
     Parameters
     ----------
     law : xarray.Dataset
-        Of `scaling_law`.
+        Result of `scaling_law`.
 
     Returns
     -------
     holoviews.Overlay
-        A colour for each label of the second dim.
+        The picture, with a colour for each label of the second dim.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no scaling law.
+        If `law` is no scaling law.
 
     References
     ----------
@@ -69,18 +69,18 @@ def scaling_law_curves(law: xr.Dataset) -> Any:
 
 
 def tuning_curve(run: xr.Dataset) -> Any:
-    """What tuning tried, how it was judged, and what was chosen.
+    """Draw the values that tuning tried, their scores, and the chosen value.
 
     Parameters
     ----------
     run : xarray.Dataset
-        Of `baseline` with one or two parameters that were "tune".
+        Run of `baseline` with one or two parameters that were "tune".
 
     Returns
     -------
     holoviews.Overlay
-        The score against the first parameter, a line for each value of a second one. The dashed line is at the value
-        that was chosen. Candidates with which the method was lost have no point.
+        The score against the first parameter, with a line for each value of a second one. The dashed line marks the
+        chosen value. A candidate with which the method lost the truth has no point.
 
     Raises
     ------

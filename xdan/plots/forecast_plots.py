@@ -1,4 +1,4 @@
-"""Pictures of forecasts by their lead time."""
+"""Pictures of forecasts by lead time."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _LEVELS = (("deviation of the climate", 1.0, "dotted"), ("sqrt(2) deviations", m
 def lead_time_curves(
     scores: xr.Dataset, *, value: str = "rmse", errors: float = 2.0, levels: bool = True, log: bool = False
 ) -> Any:
-    """A score of forecasts against their lead time, a curve for each method.
+    """Draw a score of forecasts against lead time, with a curve for each method.
 
     Parameters
     ----------
     scores : xarray.Dataset
-        Of `score_forecasts`, averaged over trajectories and starts; with or without `method`.
+        Result of `score_forecasts`, averaged over trajectories and starts, with or without the dim `method`.
     value : str
-        The score, such as "rmse", "acc" or "crps".
+        Name of the score, such as "rmse", "acc" or "crps".
     errors : float
         Half the width of the bands around curves, in standard errors over trajectories; 0 draws none.
     levels : bool
-        With value="rmse": whether lines show the climate's deviation and sqrt(2) deviations.
+        Whether, for value="rmse", lines show the climate's standard deviation and sqrt(2) standard deviations.
     log : bool
-        Logarithmic score.
+        Whether the axis of the score is logarithmic.
 
     Returns
     -------
     holoviews.Overlay
-        With value="rmse" the `spread` of members is drawn dashed, in the colour of their method. Of a state of several
-        fields a holoviews.Layout, with one for each field.
+        The picture. For value="rmse", a dashed line shows the `spread` of the members in the colour of their method.
+        Several fields give a holoviews.Layout with one Overlay for each field.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or the scores lack the score or have more dims.
+        If an argument is wrong, or the scores lack this score or have more dims.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def lead_time_curves(
 
 
 def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: bool, of: str) -> Any:
-    """Curves of one field."""
+    """The curves of one field."""
     hv = holoviews()
 
     leads, units = lead_numbers(scores[LEAD])
@@ -96,7 +96,7 @@ def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: boo
     tops: list[float] = []
     for name, colour in zip(scores[METHOD].values.tolist(), cycle_colours(scores.sizes[METHOD]), strict=True):
         one = scores.sel({METHOD: name})
-        known = np.isfinite(one[value].values)  # methods beside each other may have other leads
+        known = np.isfinite(one[value].values)  # methods may have different lead times
         if not known.any():
             continue
         one, lead = one.isel({LEAD: known}), leads[known]
@@ -111,7 +111,7 @@ def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: boo
             spread = _positive(one["spread"].values, log)
             drawn.append(hv.Curve((lead, spread), label=f"{name}, spread").opts(color=colour, line_dash="dashed"))
     if value == "rmse" and levels and "deviation" in scores:
-        deviation = float(scores["deviation"].max())  # the same of all methods
+        deviation = float(scores["deviation"].max())  # equal for all methods
         for name, times, dash in _LEVELS:
             height = [times * deviation] * 2
             drawn.append(hv.Curve((leads[[0, -1]], height), label=name).opts(color="black", line_dash=dash))
@@ -129,5 +129,5 @@ def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: boo
 
 
 def _positive(values: Any, log: bool) -> Any:
-    """Values on an axis; a logarithmic one has those above zero only."""
+    """Values for an axis. A logarithmic axis has only values above zero."""
     return np.where(values > 0, values, np.nan) if log else values

@@ -1,4 +1,4 @@
-"""Pictures of what a network has learned, each a function of labelled results."""
+"""Pictures of a network's derivatives. Each is a function of labelled results."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ def gain_map(
     within: int | None = 15,
     columns: int = 2,
 ) -> Any:
-    """Symmetry-averaged marginal gains about their reference sites, normalised by the largest absolute value.
+    """Draw symmetry-averaged marginal gains about their reference sites, divided by the largest absolute value.
 
     Parameters
     ----------
     averages : DataArray or mapping of title to DataArray, dims (i, j)
-        Of `gain(kind="mean")`.
+        Results of `gain(kind="mean")`.
     together : bool
-        Normalise by the largest of all panels, instead of each panel by its own.
+        Whether to divide by the largest value of all panels. By default each panel is divided by its largest value.
     within : int, optional
-        Sites to each side of the reference that are shown on a ring; None shows all.
+        Number of sites on each side of the reference that are shown on a ring; None shows all sites.
     columns : int
-        Panels side by side.
+        Number of panels side by side.
 
     Returns
     -------
     holoviews.Layout
-        On a ring i - r upwards and j - r to the right, r in the middle; on an axis with ends, and for components, i and
-        j by their labels. Where i has two dims, a map of i for the innovation at j = r, or where j is another grid, at
-        the j with the largest gain. Red where the gain grows with the forecast at r.
+        A panel for each average. On a ring, i - r goes upwards and j - r to the right, with r in the middle. On an axis
+        with ends, and for components, i and j have their labels. If i has two dims, the panel is a map of i for the
+        innovation at j = r; if j lies on another grid, at the j with the largest gain. Red means that the gain grows
+        with the forecast at r.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def gain_map(
 
 
 class _Drawn(NamedTuple):
-    """What a panel shows: values of two dims, labels of its axes, and for a map which j it is of."""
+    """The content of a panel: values with two dims, labels of the axes, and for a map its j."""
 
     values: xr.DataArray
     labels: tuple[str, str]
@@ -101,7 +102,7 @@ class _Drawn(NamedTuple):
 
 
 def _about(omega: xr.DataArray, within: int | None) -> _Drawn:
-    """A symmetry average as it is drawn: about r on a ring, by labels elsewhere, as a map where i has two dims."""
+    """A symmetry average as it is drawn: about r on a ring, as a map if i has two dims, and else by labels."""
     reference_site(omega)
     of = [f" of {field}" for field in str(omega.attrs.get("fields", "")).split()] or ["", "", ""]
     if len(grid := _grid(omega)) == 2:
@@ -117,16 +118,16 @@ def _about(omega: xr.DataArray, within: int | None) -> _Drawn:
 
 
 def on_ring(omega: xr.DataArray) -> bool:
-    """Whether i and j go around one ring, as they do where their labels do not say otherwise."""
+    """Whether i and j go around one ring. They do, unless their labels say otherwise."""
     closed = "i_field" not in omega.coords and all(omega[f].attrs.get("periodic", 1) for f in ("i", "j"))
     return closed and not _grid(omega) and omega.sizes["i"] == omega.sizes["j"]
 
 
 def _grid(omega: xr.DataArray) -> list[str]:
-    """Names of the labels of a field of several dims, the outer first: a store does not keep their order."""
+    """Names of the labels of a field of several dims, the outer one first; a store does not keep their order."""
 
     def same(name: str) -> int:
-        """How many points follow one another before the label changes."""
+        """Number of points before the label changes."""
         changed = np.flatnonzero(omega[name].values != omega[name].values[0])
         return int(changed[0]) if len(changed) else omega.sizes["i"]
 
@@ -140,8 +141,8 @@ def _map(omega: xr.DataArray, grid: list[str], of: list[str]) -> _Drawn:
     place, where = reference_site(omega), "r"
     if of[1] != of[2] or values.shape[0] != values.shape[1]:
         place, where = int(np.nanargmax(np.abs(values).sum(0))), "the largest gain"
-    own = [list(dict.fromkeys(omega[name].values.tolist())) for name in grid]
-    labels = [xr.DataArray(one, dims=name, attrs=omega[name].attrs) for one, name in zip(own, grid, strict=True)]
+    distinct = [list(dict.fromkeys(omega[name].values.tolist())) for name in grid]
+    labels = [xr.DataArray(one, dims=name, attrs=omega[name].attrs) for one, name in zip(distinct, grid, strict=True)]
     table = values[:, place].reshape([len(one) for one in labels])
     rows, columns = (name.removeprefix("i_") for name in grid)
     names = axis_label(omega[grid[0]].rename(rows)), axis_label(omega[grid[1]].rename(columns))
@@ -152,7 +153,7 @@ def _map(omega: xr.DataArray, grid: list[str], of: list[str]) -> _Drawn:
 
 
 def about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
-    """The ring cut open opposite to r, labels relative to r."""
+    """Cut the ring open opposite to r, and label sites relative to r."""
     reference, sites = reference_site(omega), omega.sizes["i"]
     half = sites // 2
     values = np.roll(omega.transpose("i", "j").to_numpy(), half - reference, axis=(0, 1))
@@ -164,22 +165,23 @@ def about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
 
 
 def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
-    """Eigenvalues of covariances, averaged over their states, against their rank.
+    """Draw eigenvalues of covariances, averaged over states, against their rank.
 
     Parameters
     ----------
     spectra : mapping of name to Dataset
-        Of `covariance_spectrum`.
+        Results of `covariance_spectrum`.
 
     Returns
     -------
     holoviews.Overlay
-        Logarithmic. Negative averages are drawn by their size as triangles, and the legend says how many there are.
+        The picture, with a logarithmic axis. Triangles show the absolute values of negative averages, and the legend
+        says how many there are.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no spectrum.
+        If a value is no spectrum.
 
     Examples
     --------
@@ -218,12 +220,12 @@ def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
 
 
 def angle_curves(angles: Mapping[str, xr.DataArray]) -> Any:
-    """Principal angles, averaged over their states.
+    """Draw principal angles, averaged over states.
 
     Parameters
     ----------
     angles : mapping of name to DataArray
-        Of `principal_angles`.
+        Results of `principal_angles`.
 
     Returns
     -------
@@ -232,7 +234,7 @@ def angle_curves(angles: Mapping[str, xr.DataArray]) -> Any:
     Raises
     ------
     TypeError, ValueError
-        For what are no angles.
+        If a value holds no angles.
 
     Examples
     --------
@@ -250,12 +252,12 @@ def angle_curves(angles: Mapping[str, xr.DataArray]) -> Any:
 
 
 def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
-    """r(lambda), Eq. 23, beside the straight line of a network that is linear in zeta.
+    """Draw r(lambda), Eq. 23, with the straight line of a network that is linear in zeta.
 
     Parameters
     ----------
     scalings : mapping of name to Dataset
-        Of `scaling_of_increments`.
+        Results of `scaling_of_increments`.
 
     Returns
     -------
@@ -298,14 +300,14 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
 
 
 def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = False) -> Any:
-    """Densities of projected innovations.
+    """Draw densities of projected innovations.
 
     Parameters
     ----------
     histograms : mapping of name to DataArray
-        Of `innovation_histogram`.
+        Results of `innovation_histogram`.
     logy : bool
-        Logarithmic density.
+        Whether the axis of the density is logarithmic.
 
     Returns
     -------
@@ -351,7 +353,7 @@ def _mean(variable: xr.DataArray) -> xr.DataArray:
 
 
 def _curves(values: Mapping[str, xr.DataArray], along: str, *, points: bool = True, **options: Any) -> Any:
-    """A line, with points, for each of some arrays of one dim."""
+    """A line with points for each array of one dim."""
     hv = holoviews()
 
     for name, value in values.items():

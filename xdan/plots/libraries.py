@@ -1,4 +1,4 @@
-"""The libraries that draw, imported when the first picture is made."""
+"""The libraries that draw. They are imported when the first picture is made."""
 
 from __future__ import annotations
 

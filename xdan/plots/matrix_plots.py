@@ -26,32 +26,32 @@ from .axes import (
 )
 from .libraries import holoviews
 
-_PANEL = 330  # pixels
+_PANEL = 330  # pixels of a panel
 _VECTOR, _VECTORS, _GROWTH = "vector", "lyapunov_vector", "growth"
 
 
 def matrix_map(matrices: xr.DataArray | Mapping[str, xr.DataArray], *, together: bool = True, columns: int = 2) -> Any:
-    """Maps of matrices, such as the analysis error covariance P_a or a gain K, averaged over their states.
+    """Draw matrices, such as the analysis error covariance P_a or a gain K, averaged over states.
 
     Parameters
     ----------
     matrices : DataArray or mapping of title to DataArray, dims ([trajectory, time,] i, j)
-        Of `gain(kind="covariance")`, `ensemble_covariance` or `gain(kind="marginal")`, or a run's
-        `analysis_covariance`; the last dim goes to the right.
+        Results of `gain(kind="covariance")`, `ensemble_covariance` or `gain(kind="marginal")`, or a run's
+        `analysis_covariance`. The last dim goes to the right.
     together : bool
-        One colour scale for all panels.
+        Whether all panels share a colour scale.
     columns : int
-        Panels side by side.
+        Number of panels side by side.
 
     Returns
     -------
     holoviews.Layout
-        Rows of a matrix go down, as on paper. White is zero.
+        A panel for each matrix. Rows go down, as on paper. White is zero.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or a matrix has not two dims beside trajectory and time.
+        If an argument is wrong, or a matrix does not have two dims beside trajectory and time.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def matrix_map(matrices: xr.DataArray | Mapping[str, xr.DataArray], *, together:
         widths, xticks = placed(mean[across], "x")
         name = in_units("value", str(mean.attrs.get("units", "1")))
         bound = max(bounds.values()) if together else bounds[title]
-        # Plain dims: i and j may be one grid under two names.
+        # Dims without labels are used, as i and j may be one grid with two names.
         plain = xr.DataArray(mean.values, {"row": heights, "column": widths}, ("row", "column"), name)
         panel = plain.hvplot.quadmesh(
             x="column", y="row", title=title, xlabel=axis_label(mean[across]), ylabel=axis_label(mean[rows]),
@@ -93,22 +93,22 @@ def matrix_map(matrices: xr.DataArray | Mapping[str, xr.DataArray], *, together:
 
 
 def exponent_curves(spectra: xr.Dataset | Mapping[str, xr.Dataset]) -> Any:
-    """Lyapunov exponents against their number, with twice their standard errors.
+    """Draw Lyapunov exponents against their number, with bars of two standard errors.
 
     Parameters
     ----------
     spectra : Dataset or mapping of name to Dataset
-        Of `lyapunov_spectrum`.
+        Results of `lyapunov_spectrum`.
 
     Returns
     -------
     holoviews.Overlay
-        A dashed line is at zero.
+        The picture, with a dashed line at zero.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no spectrum.
+        If a value is no spectrum.
 
     Examples
     --------
@@ -142,29 +142,29 @@ def exponent_curves(spectra: xr.Dataset | Mapping[str, xr.Dataset]) -> Any:
 def lyapunov_vector_maps(
     vectors: xr.Dataset, *, trajectory: int = 0, cycles: slice | None = None, numbers: int | tuple[int, ...] = (1, 2)
 ) -> Any:
-    """Sizes of Lyapunov vectors in space and time: where errors grow.
+    """Draw absolute values of Lyapunov vectors in space and time, which show where errors grow.
 
     Parameters
     ----------
     vectors : xarray.Dataset
-        Of `lyapunov_vectors`, of a state of one field of one dim.
+        Result of `lyapunov_vectors` for a state of one field with one dim.
     trajectory : int
         Position along `trajectory`.
     cycles : slice, optional
-        Positions along `time`; the last 200 by default.
+        Positions along `time`; by default the last 200.
     numbers : int or tuple of int
-        Which vectors, from 1, the fastest growing.
+        Numbers of the vectors to draw. Number 1 grows fastest.
 
     Returns
     -------
     holoviews.Layout
-        A panel for each vector, with its mean growth over these cycles in its title. Signs, which mean nothing, are
-        left out.
+        A panel for each vector. Its title has the vector's mean growth over these cycles. Signs are left out, because
+        they are arbitrary.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or the vectors are of another kind of state.
+        If an argument is wrong, or the state does not have one field with one dim.
 
     Examples
     --------

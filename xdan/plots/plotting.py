@@ -31,7 +31,7 @@ from .axes import (
 )
 from .libraries import holoviews, panel
 
-# What is shaded, as the title says it.
+# The shaded band, in the words of the title.
 _BANDS = {"error": " and its standard error", "quantiles": " and 10 % to 90 % of them", "none": ""}
 _QUANTILES = [0.1, 0.9]
 _SHADE = 0.25  # opacity
@@ -48,34 +48,34 @@ def rmse_in_time(
     levels: Mapping[str, float] | None = None,
     **words: Unpack[RecordWords],
 ) -> Any:
-    """Analysis RMSE of several runs in time, mean over the trajectories.
+    """Draw the analysis RMSE of several runs in time, averaged over trajectories.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        Twin.
+        A twin.
     runs : mapping
-        Name to run.
+        Runs by their names.
     cycles : slice, optional
-        Positions along `time`.
+        Positions along `time`; by default all cycles.
     log : bool
-        Logarithmic RMSE.
+        Whether the axis of the RMSE is logarithmic.
     band : {"error", "quantiles", "none"}
-        What is shaded: one standard error of the mean to each side, or from the 10 % to the 90 % quantile of the
-        trajectories. Of one trajectory nothing is.
+        The shaded band: one standard error of the mean on each side, or the 10 % to 90 % quantiles of the trajectories.
+        A single trajectory has no band.
     levels : mapping, optional
-        Name to RMSE of dashed lines, such as the `rmse` of `lyapunov_floor`.
+        RMSE of dashed lines by their names, such as the `rmse` of `lyapunov_floor`.
     {words}
 
     Returns
     -------
     holoviews.Overlay
-        Of a state of several fields a holoviews.Layout, with one for each field.
+        The picture. Several fields give a holoviews.Layout with one Overlay for each field.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, or a run is of another record.
+        If an argument is wrong, there is no truth, or a run was made on another record.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def _band(
     cut: Mapping[str, slice],
     words: RecordWords,
 ) -> xr.DataArray | None:
-    """Lower and upper ends of what is shaded, along `end`; None where there is nothing to shade."""
+    """Lower and upper ends of the band, along `end`; None if there is no band."""
     if band == "none" or "rmse_standard_error" not in scores or not mean.sizes[TIME] > 1:
         return None
     if band == "error":
@@ -152,13 +152,13 @@ def _band(
 
 
 def _clipped(ends: Any, mean: Any, log: bool) -> tuple[Any, Any]:
-    """The ends of a band; on a logarithmic axis not below a tenth of the mean, which is far below what is seen."""
+    """The ends of a band. On a logarithmic axis they are at least a tenth of the mean, far below the visible range."""
     low, high = ends
     return (np.maximum(low, 0.1 * mean) if log else low), high
 
 
 def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -> list[Any]:
-    """A line of RMSE; with a mark where there is one point, through which a line is invisible."""
+    """A line of RMSE; with a mark for a single point, as a line through one point is invisible."""
     hv = holoviews()
 
     mark = [hv.Scatter((curve[along].values, curve.values)).opts(color=color)] if curve.size == 1 else []
@@ -167,7 +167,7 @@ def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -
 
 
 def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
-    """Validation and training RMSE against training time.
+    """Draw validation and training RMSE against training time.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     Raises
     ------
     TypeError, ValueError
-        For what is no history.
+        If a value is no history.
 
     Examples
     --------
@@ -224,16 +224,18 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
     Parameters
     ----------
     path : path
+        Path of the HTML file, in a folder that exists.
     sections : mapping
-        Heading to figure, top to bottom.
+        Figures by their headings, from top to bottom.
     title : str
+        Title of the page.
     notes : str
-        Markdown, shown first.
+        Text in Markdown above the figures.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder does not exist.
     TypeError, ValueError
         If an argument is wrong.
 
@@ -260,7 +262,7 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
         raise FileNotFoundError(
             f"there is no folder {Path(path).parent} to save {Path(path).name} in: expected one, make it first"
         )
-    # Headings as HTML: Markdown's carry a mark for links that only a style sheet from the network would hide.
+    # Headings are HTML: a heading in Markdown has a mark for links that only a style sheet from the network would hide.
     column = pn.Column(pn.pane.HTML(f"<h1>{escape(title)}</h1>"), pn.pane.Markdown(notes, width=WIDTH + 300))
     for heading, figure in sections.items():
         column.append(pn.pane.HTML(f"<h2>{escape(heading)}</h2>"))

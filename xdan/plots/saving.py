@@ -1,4 +1,4 @@
-"""Figures as files for a paper: PNG, SVG and PDF, drawn by Matplotlib from the elements of a picture, no browser."""
+"""Figures as files for a paper: PNG, SVG and PDF. Matplotlib draws the elements of a picture; no browser is needed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .libraries import holoviews
 _FORMATS = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # without the day: the same bytes again
 _INCH = 2.54  # cm
 _LINE = 1.2  # points
-_MOST_PLAIN = 4  # powers of ten that are written as 0.01; more as 10^-2
-_POINTS_A_PIXEL = 0.4  # of marks, as a page is narrower than a screen
+_MOST_PLAIN = 4  # most powers of ten that are written as 0.01; otherwise as 10^-2
+_POINTS_A_PIXEL = 0.4  # points for each pixel of a mark, as a page is narrower than a screen
 _DASHES = {"solid": "-", "dashed": "--", "dotted": ":", "dotdash": "-.", "dashdot": "-."}
 _MARKS = {
     "circle": "o",
@@ -29,37 +29,37 @@ _MARKS = {
     "x": "x",
     "cross": "+",
 }
-_SHADES = 256  # of a list of colours
-_COLOUR_BAR = (1.02, 0.0, 0.03, 1.0)  # in shares of the panel
-_DECORATION = 90  # pixels of axes beside a frame
+_SHADES = 256  # number of shades from a list of colours
+_COLOUR_BAR = (1.02, 0.0, 0.03, 1.0)  # place of the colour bar, in shares of the panel
+_DECORATION = 90  # pixels that axes take beside a frame
 
 
 def save_figure(path: str | Path, figure: Any, *, width: float = 17.0, dpi: int = 300, font_size: float = 8.0) -> None:
-    """Save a figure for a paper, as PNG, SVG or PDF by the end of the path's name; no browser is needed.
+    """Save a figure for a paper as PNG, SVG or PDF; the ending of the path tells which. No browser is needed.
 
-    Titles, labels, ticks, legends, colours and the shape are those of the figure on the screen.
+    Titles, labels, ticks, legends, colours and the shape are those on the screen.
 
     Parameters
     ----------
     path : path
-        Such as ``rmse.pdf``.
+        Path of the file, such as ``rmse.pdf``, in a folder that exists.
     figure : holoviews.Layout, holoviews.Overlay or element
-        Of a function of xdan, or of hvPlot.
+        A figure that a function of xdan or hvPlot returned.
     width : float
-        Of the page that the figure takes, in centimetres. The height follows from the figure's shape.
+        Width of the figure on the page, in centimetres. The height follows from the figure's shape.
     dpi : int
         Dots per inch of a PNG, and of maps inside SVG and PDF.
     font_size : float
-        Of labels, in points.
+        Size of labels, in points.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder does not exist.
     ImportError
         If Matplotlib is not installed.
     TypeError, ValueError
-        If an argument is wrong, the name ends otherwise, or the figure holds an element that cannot be drawn.
+        If an argument is wrong, the path has another ending, or the figure holds an element that cannot be drawn.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def _rows(figure: Any) -> list[list[Any]]:
     Raises
     ------
     TypeError
-        For what is no figure.
+        If the value is no figure.
     """
     hv = holoviews()
 
@@ -121,7 +121,7 @@ def _rows(figure: Any) -> list[list[Any]]:
 
 
 def _options(element: Any, group: str) -> dict[str, Any]:
-    """What was said to the screen's library."""
+    """The options that were set for the library of the screen."""
     hv = holoviews()
 
     return dict(hv.Store.lookup_options("bokeh", element, group).kwargs)
@@ -142,12 +142,12 @@ def _elements(figure: Any) -> Iterator[tuple[Any, str]]:
 
 
 class _Panel:
-    """One panel, and how it is drawn.
+    """One panel, and its drawing.
 
     Raises
     ------
     TypeError
-        For an element that cannot be drawn.
+        If an element cannot be drawn.
     """
 
     def __init__(self, figure: Any) -> None:
@@ -202,11 +202,11 @@ class _Panel:
             axis.set_box_aspect(said["frame_height"] / said["frame_width"])
         handles, names = axis.get_legend_handles_labels()
         if len(names) > (0 if said.get("legend_position") == "right" else 1) and said.get("show_legend", True):
-            # Rows of the legend are as many as fit beside the panel.
+            # The legend has as many rows as fit beside the panel.
             axis.legend(handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0.0)
 
     def _ticks(self, axis: Any, which: str) -> None:
-        """Ticks that were said, or on a logarithmic axis round numbers in the range that is seen."""
+        """The ticks that were set; on a logarithmic axis without ticks, round numbers in the visible range."""
         ticker = optional("matplotlib.ticker", "plots", "figures in files")
         of_axis, ticks = getattr(axis, f"{which}axis"), self._said.get(f"{which}ticks")
         low, high = sorted(getattr(axis, f"get_{which}lim")())
@@ -219,7 +219,7 @@ class _Panel:
             plain = [tick for tick in ticks if not isinstance(tick, tuple)]
             powers = logarithmic and len(plain) > _MOST_PLAIN and all(map(_is_power, plain))
             pairs = [tick if isinstance(tick, tuple) else (tick, _number(tick, powers)) for tick in ticks]
-            # A tick outside would widen the axis.
+            # A tick outside of the range would widen the axis.
             pairs = [(place, name) for place, name in pairs if low <= place <= high]
             of_axis.set_major_locator(ticker.FixedLocator([place for place, _ in pairs]))
             of_axis.set_major_formatter(ticker.FixedFormatter([str(name) for _, name in pairs]))
@@ -238,7 +238,7 @@ def _is_power(tick: float) -> bool:
 
 
 def _number(tick: float, power: bool) -> str:
-    """A tick as it is read."""
+    """The text of a tick."""
     return f"$10^{{{round(math.log10(tick))}}}$" if power else f"{tick:g}"
 
 
@@ -254,14 +254,14 @@ class _Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """Of a line."""
+        """Options of a line."""
         dash = self._style.get("line_dash", "solid")
         width = _LINE * float(self._style.get("line_width", 2)) / 2
         return self.plain | {"linestyle": _DASHES.get(dash, "-"), "linewidth": width}
 
     @property
     def marks(self) -> dict[str, Any]:
-        """Of points."""
+        """Options of points."""
         size = _POINTS_A_PIXEL * float(np.mean(self._style.get("size", 5)))
         return self.plain | {"linestyle": "none", "marker": self._mark, "markersize": max(size, 1.5)}
 
@@ -271,22 +271,22 @@ class _Look:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """Of anything with one colour."""
+        """Options of an element with one colour."""
         return {"color": self.colour, "alpha": self.alpha, "label": self.label}
 
     @property
     def filled(self) -> dict[str, Any]:
-        """Of an area."""
+        """Options of an area."""
         return self.plain | {"linewidth": 0}
 
     def values(self, clim: tuple[float, float]) -> dict[str, Any]:
-        """Of values in colours, between two ends."""
+        """Options of values that are drawn as colours, between two ends."""
         colours = optional("matplotlib.colors", "plots", "figures in files")
         process_cmap = optional("holoviews.plotting.util", "plots", "pictures").process_cmap
         cmap = self._style.get("cmap", "viridis")
         if not isinstance(cmap, str):
             cmap = colours.ListedColormap(list(cmap))
-        elif cmap not in optional("matplotlib", "plots", "figures in files").colormaps:  # another library's name
+        elif cmap not in optional("matplotlib", "plots", "figures in files").colormaps:  # a name of another library
             cmap = colours.ListedColormap(process_cmap(cmap, _SHADES))
         return {"cmap": cmap, "vmin": clim[0], "vmax": clim[1], "rasterized": True}
 
@@ -339,11 +339,11 @@ def _heat_map(figure: Any, axis: Any, element: Any, look: _Look, said: dict[str,
 def _colours(
     figure: Any, axis: Any, edges: tuple[Any, Any], values: Any, element: Any, look: _Look, said: dict[str, Any]
 ) -> None:
-    clim = said.get("clim") or element.range(2)  # hvPlot says it as the range of the dimension
+    clim = said.get("clim") or element.range(2)  # hvPlot sets the range of the dimension
     mesh = axis.pcolormesh(*edges, np.ma.masked_invalid(values), **look.values(clim))
     if said.get("colorbar"):
         label = said.get("clabel") or element.vdims[0].pprint_label
-        # Inside the panel's own frame, so that it is as high as the panel.
+        # Inside the frame of the panel, so that the colour bar is as high as the panel.
         figure.colorbar(mesh, cax=axis.inset_axes(_COLOUR_BAR), label=label)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of whether runs know their errors: ranks, spread beside error, probabilities beside frequencies."""
+"""Pictures of reliability: rank histograms, spread against error, and probabilities against frequencies."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from .libraries import holoviews
 
 _HEIGHT, _SIDE = 260, 420
 _METHOD, _FIELD, _BIN, _RANK = "method", "field", "bin", "rank"
-_SMALL = 0.01  # p values below it are not told apart
-_WITHIN = 2.0  # standard deviations of a flat histogram that its band shows: 95 % of its ranks
+_SMALL = 0.01  # smaller p values are written as "below" this number
+_WITHIN = 2.0  # half width of the band of a flat histogram, in standard deviations: 95 % of ranks lie within
 
 
 def rank_bars(histogram: xr.DataArray) -> Any:
-    """Rank histograms as bars, a panel for each run and field, relative to a flat one.
+    """Draw rank histograms as bars, relative to a flat histogram, with a panel for each run and field.
 
     Parameters
     ----------
     histogram : xarray.DataArray, dims (rank,), and trajectory, method or field
-        Of `rank_histogram`. With `dim="time"`, which keeps the trajectories, each panel has the band in which 19 of 20
-        ranks of a flat histogram lie: two standard deviations of its effective counts (`rank_flatness`). Its title has
-        the p value.
+        Result of `rank_histogram`. With `dim="time"`, which keeps the trajectories, each panel shows a band in which 19
+        of 20 ranks of a flat histogram lie. The band is two standard deviations wide on each side, from the effective
+        counts (`rank_flatness`). The title has the p value.
 
     Returns
     -------
     holoviews.Layout
+        A panel for each run and field.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no rank histogram, or has other dims.
+        If `histogram` is no rank histogram, or has other dims.
 
     Examples
     --------
@@ -85,18 +86,18 @@ def rank_bars(histogram: xr.DataArray) -> Any:
 
 
 def spread_error_curves(table: xr.Dataset) -> Any:
-    """Error against spread, a line for each run, a panel for each field; a reliable run is on the diagonal.
+    """Draw error against spread, with a line for each run and a panel for each field.
 
     Parameters
     ----------
     table : xarray.Dataset, dims (bin,), and method or field
-        Of `spread_error`.
+        Result of `spread_error`.
 
     Returns
     -------
     holoviews.Layout
-        Points are bins, at the RMSE that their spread stands for and the RMSE that they have; bars are a standard
-        error over trajectories.
+        A reliable run lies on the diagonal. Each point is a bin: to the right the RMSE that the spread predicts,
+        upwards the RMSE of the bin. Bars are one standard error over trajectories.
 
     Raises
     ------
@@ -139,19 +140,19 @@ def spread_error_curves(table: xr.Dataset) -> Any:
 
 
 def reliability_curves(table: xr.Dataset) -> Any:
-    """Frequencies of an event against their probabilities, a line for each run, over how often each was said.
+    """Draw frequencies of an event against its probabilities, with a line for each run, and the number of forecasts.
 
     Parameters
     ----------
     table : xarray.Dataset, dims (bin,), and method or field
-        Of `reliability`.
+        Result of `reliability`.
 
     Returns
     -------
     holoviews.Layout
-        For each field the reliability diagram, with the diagonal of a reliable run and the event's frequency as a
-        dotted line; bars are a standard error over trajectories. Below it, on a logarithmic axis, how many forecasts
-        had each probability.
+        For each field a reliability diagram. A reliable run lies on the diagonal, the dotted line is the frequency of
+        the event, and bars are one standard error over trajectories. A panel below shows, on a logarithmic axis, how
+        many forecasts had each probability.
 
     Raises
     ------
@@ -198,7 +199,7 @@ def reliability_curves(table: xr.Dataset) -> Any:
 
 
 def _check(values: xr.DataArray, needed: set[str], allowed: set[str], verb: str) -> None:
-    """Refuse what has other dims than a verb gives.
+    """Refuse a result whose dims are not those of the verb.
 
     Raises
     ------
@@ -224,7 +225,7 @@ def _check_variables(table: xr.Dataset, names: tuple[str, ...], verb: str) -> No
 
 
 def _panels(values: xr.DataArray, *dims: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Title and place of each panel: every label of the dims that are there."""
+    """Title and selection of each panel: every label of those dims that exist."""
     here = [dim for dim in dims if dim in values.dims]
     for index in np.ndindex(*(values.sizes[dim] for dim in here)):
         place = {dim: values[dim].values[k] for dim, k in zip(here, index, strict=True)}
@@ -232,7 +233,7 @@ def _panels(values: xr.DataArray, *dims: str) -> Iterator[tuple[str, dict[str, A
 
 
 def _lines(table: xr.Dataset, x: str, y: str, error: str = "") -> tuple[list[Any], float]:
-    """A line with its points for each run, bars where there is an error, and the largest value of both axes."""
+    """A line with points for each run, bars if there are errors, and the largest value on both axes."""
     hv = holoviews()
 
     runs = list(_panels(table[y], _METHOD))

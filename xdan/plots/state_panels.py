@@ -1,4 +1,4 @@
-"""What pictures of states are made of: truth and analysis of a field, their colours, and one panel of each kind."""
+"""Parts of pictures of states: truth and analysis of a field, their colours, and a panel of each kind."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..records.schema import TIME, TRAJECTORY
 from .axes import axis_label, dataset, in_units, placed
 from .libraries import holoviews
 
-MOST_LINES = 12  # components that are drawn
-_ERROR_SHARE = 0.995  # of the sizes of errors lie on the colour scale
+MOST_LINES = 12  # most components that are drawn
+_ERROR_SHARE = 0.995  # share of the errors that lie within the colour scale
 
 
 @dataclass(frozen=True)
 class FieldPair:
-    """Truth and analysis of one field along a trajectory, lazy where record and run are.
+    """Truth and analysis of one field along a trajectory; lazy if record and run are lazy.
 
     Attributes
     ----------
@@ -36,33 +36,33 @@ class FieldPair:
 
     @property
     def kind(self) -> str:
-        """What draws it: one of the keys of `KINDS`."""
+        """The kind of picture: one of the keys of `KINDS`."""
         if len(self.part.dims) == 2:
             return "map"
         geometry = self.part.geometry
         return "lines" if geometry is not None and geometry.drawn_as == "lines" else "hovmoller"
 
     def at(self, times: slice) -> xr.Dataset:
-        """Truth, analysis and error at some cycles, loaded, under the truth's labels."""
+        """Load truth, analysis and error at some cycles, with the truth's labels."""
         truth = self.truth.isel({TIME: times}).load()
         analysis = self.analysis.isel({TIME: times}).load().assign_coords(truth.coords)
         return xr.Dataset({"truth": truth, "analysis": analysis, "error": analysis - truth})
 
     def heading(self, label: str, title: str) -> str:
-        """Title of a panel."""
+        """The title of a panel."""
         of_method = f" of {title}" if title and label != "truth" else ""
         return f"{label}{of_method}" if self.part.field is None else f"{self.part.field.title}: {label}{of_method}"
 
 
 def read_with_truth(ds: xr.Dataset, words: RecordWords, purpose: str) -> LabelledRecord:
-    """Understand a record with a truth, whose fields have one or two dims.
+    """Read a record with a truth whose fields have one or two dims.
 
-    `purpose` says what the truth is needed for, as the subject of an error's sentence.
+    `purpose` says what needs the truth, as the subject of an error's sentence.
 
     Raises
     ------
     TypeError, ValueError
-        For another record.
+        If the record cannot be read, has no truth, or a field has more than two dims.
     """
     labelled = read(dataset("ds", ds), needs_truth=purpose, **words)
     for part in parts_of(labelled.setup.dynamics):
@@ -72,12 +72,12 @@ def read_with_truth(ds: xr.Dataset, words: RecordWords, purpose: str) -> Labelle
 
 
 def field_pairs(labelled: LabelledRecord, run: xr.Dataset, row: int, what: str = "run") -> list[FieldPair]:
-    """The fields of the truth and of a run on it, along one trajectory; nothing is read.
+    """The fields of a truth and of a run, along one trajectory; no data are read.
 
     Raises
     ------
     ValueError
-        If the run is of another record.
+        If the run was made on another record.
     """
     assert labelled.truth is not None
     model = labelled.setup.dynamics
@@ -87,18 +87,18 @@ def field_pairs(labelled: LabelledRecord, run: xr.Dataset, row: int, what: str =
     pairs = []
     for part in parts_of(model):
         x = truth[part.name("truth")]
-        own = {dim: labels for dim, labels in coordinates_of(part).items() if dim not in x.coords}
-        x = x.assign_coords(own)
-        for dim in part.dims:  # labels without attributes have the geometry's
+        missing = {dim: labels for dim, labels in coordinates_of(part).items() if dim not in x.coords}
+        x = x.assign_coords(missing)
+        for dim in part.dims:  # labels without attributes get those of the geometry
             x[dim].attrs = {**part.coordinates[dim].attributes, **x[dim].attrs}
         pairs.append(FieldPair(part, x, analysis[part.name("analysis")]))
     return pairs
 
 
 def colours_of(*values: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Colours of each kind of panel, one scale for all of the Datasets, which share a truth.
+    """Colours of each kind of panel. All Datasets, which have one truth, share a scale.
 
-    About zero; for a truth of one sign, from its least to its largest value.
+    The scale is symmetric about zero. If all values of the truth have one sign, it goes from the least to the largest.
     """
     truth = values[0]["truth"].values
     finite = truth[np.isfinite(truth)]
@@ -109,20 +109,20 @@ def colours_of(*values: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def _about_zero(values: list[xr.DataArray], quantile: float) -> dict[str, Any]:
-    """Colours from minus to plus a quantile of the finite sizes: 1 where there are none, or all are zero."""
+    """Colours from minus to plus a quantile of the finite absolute values, or 1 if there are none or all are zero."""
     sizes = np.concatenate([np.abs(one.values[np.isfinite(one.values)]) for one in values])
     bound = (float(np.quantile(sizes, quantile)) if sizes.size else 0.0) or 1.0
     return {"cmap": "RdBu_r", "clim": (-bound, bound)}
 
 
 def space_and_time(pair: FieldPair, values: xr.Dataset, label: str, **options: Any) -> Any:
-    """A field of one dim, upwards, in time, to the right.
+    """Draw a field of one dim: space goes upwards, and time to the right.
 
     Parameters
     ----------
     pair : FieldPair
     values : xarray.Dataset
-        Of `pair.at`.
+        Result of `pair.at`.
     label : {"truth", "analysis", "error"}
     **options
         Title, colours and sizes.
@@ -139,7 +139,7 @@ def space_and_time(pair: FieldPair, values: xr.Dataset, label: str, **options: A
 def map_panel(
     pair: FieldPair, values: xr.Dataset, label: str, *, title: str, most: tuple[int, int], **options: Any
 ) -> Any:
-    """A field of two dims at one time, with equal units along both axes.
+    """Draw a field of two dims at one time, with equal units along both axes.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def map_panel(
     widths, xticks = placed(values[columns], "x")
     reach = float(np.ptp(widths)), float(np.ptp(heights))
     scale = min(side / max(one, 1e-300) for side, one in zip(most, reach, strict=True))
-    # Equal units along both axes; a strip stays wide enough to be seen.
+    # Both axes have equal units. A narrow strip stays wide enough to be visible.
     width, height = (max(side // 4, min(side, round(scale * one))) for side, one in zip(most, reach, strict=True))
     field = values[label].drop_vars(TIME).assign_coords({rows: heights, columns: widths}).drop_attrs()
     options = {"xlabel": axis_label(values[columns]), "ylabel": axis_label(values[rows]), **options, **xticks, **yticks}
@@ -177,17 +177,17 @@ def map_panel(
 def component_panels(
     pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[str, str], *, title: str = "", **options: Any
 ) -> list[Any]:
-    """Lines of the truth and of analyses, a panel for each component, or for 12 spread over more.
+    """Draw lines of the truth and of analyses: a panel for each component, or for 12 of them if there are more.
 
     Parameters
     ----------
     pair : FieldPair
     values : mapping of label to Dataset
-        Of `pair.at`, by the label of the analysis.
+        Results of `pair.at`, by the label of the analysis.
     colours : mapping of label to str
         Colours of the analyses.
     title : str
-        What is added to the name of the component.
+        Text after the name of the component.
     **options
         Sizes.
     """
@@ -203,7 +203,7 @@ def component_panels(
         name = f"{'' if pair.part.field is None else f'{pair.part.field.title} '}{name}"
         drawn = [("truth", first["truth"], "#000000", "solid")]
         drawn += [(label, one["analysis"], colours[label], "dashed") for label, one in values.items()]
-        # Panels share an axis where they share a dimension's name: that of time alone.
+        # Panels share an axis if they share the name of a dimension: here only the axis of time.
         lines = [
             hv.Curve((when, variable.isel({dim: k}).values), TIME, name, label=label).opts(color=colour, line_dash=dash)
             for label, variable, colour, dash in drawn

@@ -1,4 +1,4 @@
-"""Pictures of states: space and time for fields of one dim, maps for two, lines for components; a panel a field."""
+"""Pictures of states: space and time for fields of one dim, maps for two dims, and lines for components."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def hovmoller(
     title: str = "",
     **words: Unpack[RecordWords],
 ) -> Any:
-    """Truth, analysis and error of one trajectory in space and time, for every field of one dim.
+    """Draw truth, analysis and error of one trajectory in space and time, for every field of one dim.
 
-    Components are drawn so where there is no other field of one dim; `component_curves` draws them as lines.
+    Components are drawn in this way if there is no other field of one dim. `component_curves` draws them as lines.
 
     Parameters
     ----------
     ds, run : xarray.Dataset
-        Twin, and a run on it.
+        A twin, and a run on it.
     trajectory : int
         Position along `trajectory`.
     cycles : slice, optional
-        Positions along `time`; the last 200 by default.
+        Positions along `time`; by default the last 200.
     title : str
-        Of the method.
+        Name of the method, for the titles of panels.
     {words}
 
     Returns
     -------
     holoviews.Layout
-        Three panels for each field, that share their axes; truth and analysis share one colour scale.
+        Three panels for each field. The panels share their axes; truth and analysis share a colour scale.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, the run is of another record, or no field has one dim.
+        If an argument is wrong, there is no truth, the run was made on another record, or no field has one dim.
 
     Examples
     --------
@@ -84,27 +84,27 @@ def field_maps(
     title: str = "",
     **words: Unpack[RecordWords],
 ) -> Any:
-    """Maps of truth, analysis and error at one time, for every field of two dims.
+    """Draw maps of truth, analysis and error at one time, for every field of two dims.
 
     Parameters
     ----------
     ds, run : xarray.Dataset
-        Twin, and a run on it.
+        A twin, and a run on it.
     trajectory, cycle : int
-        Positions along `trajectory` and `time`; the last cycle by default.
+        Positions along `trajectory` and `time`; by default the last cycle.
     title : str
-        Of the method.
+        Name of the method, for the titles of panels.
     {words}
 
     Returns
     -------
     holoviews.Layout
-        A row for each field, with equal units along both axes; truth and analysis share one colour scale.
+        A row for each field, with equal units along both axes. Truth and analysis share a colour scale.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, the run is of another record, or no field has two dims.
+        If an argument is wrong, there is no truth, the run was made on another record, or no field has two dims.
 
     Examples
     --------
@@ -131,29 +131,29 @@ def component_curves(
     title: str = "",
     **words: Unpack[RecordWords],
 ) -> Any:
-    """Truth and analysis of single components in time, or where there are none, of the points of fields of one dim.
+    """Draw truth and analysis of single components in time; if there are none, of the points of fields of one dim.
 
     Parameters
     ----------
     ds, run : xarray.Dataset
-        Twin, and a run on it.
+        A twin, and a run on it.
     trajectory : int
         Position along `trajectory`.
     cycles : slice, optional
-        Positions along `time`; the last 200 by default.
+        Positions along `time`; by default the last 200.
     title : str
-        Of the method.
+        Name of the method, for the titles of panels.
     {words}
 
     Returns
     -------
     holoviews.Layout
-        A panel for each component; of a field of more than 12, for 12 spread over it.
+        A panel for each component. A field of more than 12 components has panels for 12 of them, spread over the field.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, the run is of another record, or no field has one dim.
+        If an argument is wrong, there is no truth, the run was made on another record, or no field has one dim.
 
     Examples
     --------
@@ -185,7 +185,7 @@ def _picture(
     row = position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])
     pairs = field_pairs(labelled, run, row)
     fitting = [pair for pair in pairs if len(pair.part.dims) == dims]
-    # Beside fields that are usually drawn so, others of as many dims are left to their own picture.
+    # If some fields are usually drawn in this way, other fields with as many dims are left to another picture.
     drawn = [pair for pair in fitting if KINDS[pair.kind] is draw] or fitting
     if not drawn:
         raise ValueError(f"the state has dims {pairs[0].part.dims}: {shows}, expected {dims}; see xdan.explore")
@@ -195,7 +195,7 @@ def _picture(
 
 
 def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
-    """Three rows, a column for each field."""
+    """Three rows, and a column for each field."""
     hv = holoviews()
 
     columns = []
@@ -210,12 +210,12 @@ def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
             ]
         )
     layout = hv.Layout([column[k] for k in range(3) for column in columns]).cols(len(columns))
-    # Fields of two grids have axes of their own.
+    # Fields of different grids have separate axes.
     return layout if len(columns) == 1 else layout.opts(shared_axes=False)
 
 
 def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
-    """Three columns, a row for each field."""
+    """Three columns, and a row for each field."""
     hv = holoviews()
 
     panels = []

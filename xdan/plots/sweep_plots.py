@@ -24,23 +24,23 @@ from .libraries import holoviews
 
 
 def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: bool = False, logy: bool = False) -> Any:
-    """A score of a sweep against one of its axes, a line for each scheme.
+    """Draw a score of a sweep against one of its axes, with a line for each scheme.
 
     Parameters
     ----------
     cube : xarray.Dataset
-        Of `sweep`, with no more axes than the one that is drawn: select first.
+        Result of `sweep` with a single axis: select a label of every other axis first.
     along : str
-        The axis.
+        Name of the axis.
     value : str
-        Which score.
+        Name of the score.
     logx, logy : bool
-        Logarithmic axes.
+        Whether the axes are logarithmic.
 
     Returns
     -------
     holoviews.Overlay
-        Means over the seeds; bars are a standard error, over seeds, or where there is one over its trajectories.
+        Means over the seeds. Bars are one standard error over seeds; for a single seed, over its trajectories.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 100, "padding": PADDING}
     sizes |= {"logx": logx, "logy": logy}
     if cube[along].dtype.kind in "iuf":
-        # With their labels: a logarithmic axis would write powers of ten under 256 and 4096.
+        # Ticks have labels, as a logarithmic axis would write 256 and 4096 as powers of ten.
         sizes["xticks"] = [(label, f"{label:g}") for label in cube[along].values.tolist()]
     if logy:
         sizes["yticks"] = log_ticks(mean.values)
@@ -90,7 +90,7 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         dash, marker = ("solid", "circle") if number < len(COLOURS) else ("dashed", "square")
         frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
         frame["bar"] = error.sel(scheme=scheme).values
-        frame = frame.dropna(subset=[value])  # where it was lost, or was not run
+        frame = frame.dropna(subset=[value])  # cells that were lost or not run
         if frame.empty:
             continue
         line = frame.hvplot.line(along, value, label=scheme, color=colour, line_dash=dash, **labels, **sizes)

@@ -15,28 +15,29 @@ from .schema import TIME, TRAJECTORY, time_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
-_PACKING = {"scale_factor": 1.0, "add_offset": 0.0}  # attributes of packed values, and what leaves them plain
+_PACKING = {"scale_factor": 1.0, "add_offset": 0.0}  # attributes of packed values; with these numbers nothing is packed
 
 
 def arrange_state(
     variables: OneOrFields, model: Dynamics, name: str, extra: Mapping[str, int] | None = None
 ) -> xr.DataArray:
-    """Give states the dims (trajectory, time, *extra, *state of the dynamics): those of one variable, or of fields.
+    """Give states the dims (trajectory, time, *extra, *dims of the dynamics' state).
 
     Parameters
     ----------
     variables : DataArray, or dict of str to DataArray
-        The variable of the whole state, or those of its fields by their names; fields may be missing.
+        The variable of the whole state, or one variable for each field, by the fields' names. Fields may be missing.
     model : Dynamics
+        The dynamics whose state the variables hold.
     name : str
-        Of the packed array.
+        Name of the packed array.
     extra : mapping of str to int, optional
         Further dims and their sizes.
 
     Raises
     ------
     TypeError, ValueError
-        As `arrange`; and for fields in other units than the space's.
+        For what `arrange` refuses, and for fields whose units are not those of the state space.
     """
     beyond = dict(extra or {})
     if isinstance(variables, xr.DataArray):
@@ -51,32 +52,32 @@ def arrange_state(
 
 
 def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> xr.DataArray:
-    """Give a variable the dims (trajectory, time, *expected), the latter in one chunk and the geometry's order.
+    """Give a variable the dims (trajectory, time, *expected), with `expected` in one chunk and in the geometry's order.
 
     Parameters
     ----------
     variable : xarray.DataArray
-        With a dim of time, which may have another name where its coordinate holds dates or says `axis="T"`;
-        `trajectory` may lack.
+        A variable with a dim of time. This dim may have another name if its coordinate holds dates or has the
+        attribute `axis="T"`. The dim `trajectory` may be missing.
     part : Part
-        What the variable holds of the state.
+        The part of the state that the variable holds.
     expected : mapping of str to int
         The other dims and their sizes.
 
     Raises
     ------
     TypeError
-        For values that are no real numbers.
+        If a value is not a real number.
     ValueError
-        For dims, sizes or labels that do not fit; for packed values.
+        If dims, sizes or labels do not fit, or the values are packed.
     """
     _check_values(variable)
     time = TIME if TIME in variable.dims else next(iter(time_dims(variable)), None)
     if time is None:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims} and none is time: expected 'time', or a dim whose "
-            "coordinate holds dates or has the attribute axis='T'; rename the dim of the analysis times, and keep it "
-            "where there is a single time: ds.isel(time=[0])"
+            "coordinate holds dates or has the attribute axis='T'; rename the dim of the analysis times, and keep the "
+            "dim if you select a single time: ds.isel(time=[0])"
         )
     if time != TIME:
         variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})
@@ -85,7 +86,7 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     if missing:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims}, without {missing}: expected the dynamics' state dims "
-            f"{part.dims}; rename the record's dims, and keep them where a single place is selected: {missing[0]}=[0]"
+            f"{part.dims}; rename the record's dims. If a single place is selected, keep its dim: {missing[0]}=[0]"
         )
     extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
     if extra:
@@ -107,12 +108,15 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     elif TRAJECTORY not in variable.coords:
         variable = variable.assign_coords({TRAJECTORY: np.arange(variable.sizes[TRAJECTORY])})
     if not np.issubdtype(variable[TRAJECTORY].dtype, np.integer):
-        raise ValueError(f"trajectory labels are of {variable[TRAJECTORY].dtype}: expected integers")
+        raise ValueError(
+            f"trajectory labels are of {variable[TRAJECTORY].dtype}: expected integers, for example "
+            "ds.assign_coords(trajectory=range(ds.sizes['trajectory']))"
+        )
     labels, counts = np.unique(variable[TRAJECTORY].values, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
-            f"trajectory label {labels[counts > 1][0]} stands {counts.max()} times: random draws are keyed by the "
-            "labels, expected distinct ones, for example ds.assign_coords(trajectory=range(ds.sizes['trajectory']))"
+            f"the trajectory label {labels[counts > 1][0]} occurs {counts.max()} times: random draws are keyed by the "
+            "labels, expected distinct labels, for example ds.assign_coords(trajectory=range(ds.sizes['trajectory']))"
         )
     variable = variable.transpose(TRAJECTORY, TIME, *dims)
     if variable.chunks is not None:
@@ -121,7 +125,7 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
 
 
 def reordered(variable: OneOrFields, part: Part) -> list[str]:
-    """Say in which dims the geometry's order is not that of a variable; nothing of several."""
+    """Say in which dims a variable's order differs from the geometry's; nothing for several fields."""
     if isinstance(variable, dict) or part.geometry is None:
         return []
     labelled = [dim for dim in part.dims if dim in variable.dims and dim in variable.coords]
@@ -133,21 +137,23 @@ def reordered(variable: OneOrFields, part: Part) -> list[str]:
 
 
 def labels_of(model: Dynamics, *roles: OneOrFields | None) -> tuple[dict[Hashable, xr.DataArray], list[str]]:
-    """Labels of the fields' dims, as variables of a record have them or else the geometries, in their order.
+    """Labels of the fields' dims: those of the record's variables, or else those of the geometries.
+
+    The labels are in the order of the geometries.
 
     Parameters
     ----------
     model : Dynamics
-        Of several fields.
+        A dynamics of several fields.
     *roles : DataArray, or dict of str to DataArray, or None
-        Variables by the fields' names; packed ones have no labels of fields.
+        Variables by the fields' names. A packed variable has no labels of fields.
 
     Returns
     -------
     labels : dict
         Coordinates by name.
     notes : list of str
-        A sentence for each dim whose order is not the record's.
+        A sentence for each dim whose order is not that of the record.
     """
     labels: dict[Hashable, xr.DataArray] = {}
     notes: list[str] = []
@@ -169,36 +175,37 @@ def labels_of(model: Dynamics, *roles: OneOrFields | None) -> tuple[dict[Hashabl
 
 
 def label_trajectory(variable: Labelled) -> Labelled:
-    """Give a Dataset or DataArray of one trajectory the dim, labelled as its scalar coordinate is, or 0."""
+    """Give a Dataset or DataArray of one trajectory this dim. Its label is the scalar coordinate, or 0."""
     return variable.expand_dims(TRAJECTORY if TRAJECTORY in variable.coords else {TRAJECTORY: [0]})
 
 
 def _check_labels(variable: xr.DataArray, dim: str) -> None:
-    """Refuse labels of the state that are missing or stand twice: variables are matched by them."""
+    """Refuse labels of the state that are missing or occur twice, because variables are matched by their labels."""
     if dim not in variable.coords:
         return
     labels = variable[dim]
     if bool(labels.isnull().any()) or len(np.unique(labels.values.astype(object).astype(str))) < labels.size:
         raise ValueError(
-            f"{variable.name!r} has labels of {dim!r} that are missing or stand twice, "
+            f"{variable.name!r} has labels of {dim!r} that are missing or occur twice, "
             f"{shown(labels.values.tolist())}: expected distinct ones, for example "
             f"ds.assign_coords({dim}=range(ds.sizes[{dim!r}]))"
         )
 
 
 def _check_values(variable: xr.DataArray) -> None:
-    """Refuse values that are no real numbers, and packed values and fill values that were not decoded."""
+    """Refuse values that are not real numbers, and packed values and fill values that were not decoded."""
     if variable.dtype.kind not in "fiu":
         raise TypeError(f"{variable.name!r} is of dtype {variable.dtype}: expected real numbers")
     check_packing(variable)
 
 
 def check_packing(variable: xr.DataArray) -> None:
-    """Refuse packed values, and fill values that were not turned into NaN, where the attributes say so.
+    """Refuse values that are packed, and fill values that are not NaN yet, if the attributes tell of them.
 
     Raises
     ------
     ValueError
+        If the attributes say that values are packed, or that a number stands for a gap.
     """
     for label in ("_FillValue", "missing_value"):
         value = variable.attrs.get(label)
@@ -212,7 +219,7 @@ def check_packing(variable: xr.DataArray) -> None:
         if value is not None and not _is(value, neutral):
             raise ValueError(
                 f"{variable.name!r} has the attribute {label}={shown(value)}: its values are packed, expected plain "
-                "ones. Open the record with mask_and_scale=True, or use xr.decode_cf(ds)"
+                "values. Open the record with mask_and_scale=True, or use xr.decode_cf(ds)"
             )
 
 

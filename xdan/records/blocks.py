@@ -1,4 +1,4 @@
-"""The crossing between arrays and tensors: what a block's arrays become on the way, and lazy graphs of blocks."""
+"""The crossing between arrays and tensors: a block's arrays become tensors and come back; lazy graphs of blocks."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from ..core.methods import Record
 from ..core.observing import ObservingSystem
 
 Carry = dict[str, NDArray[Any]]
-"""What a block hands on to the next one in time: a method's state as arrays."""
+"""What a block hands to the next block in time: a method's state as arrays."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is known of a record beside its data; small, so that it travels with every block.
+    """What is known of a record beside its data. It is small, so that every block can take it along.
 
     Attributes
     ----------
     dynamics : Dynamics
-        One that depends on time stands at the first analysis.
+        The forecast model. If the model depends on time, its clock stands at the first analysis.
     observing : ObservingSystem
-        Float64, on the CPU; with the observation operator.
+        H and R, in float64, on the CPU.
     steps : numpy.ndarray of int, shape (K,)
-        Model steps before each analysis; 0 before the first.
+        Model steps from the analysis before to each analysis; 0 for the first.
     trajectory : numpy.ndarray of int, shape (R,)
-        Labels that key random draws.
+        Labels of the trajectories; they key random draws.
     dtype : numpy.dtype
-        Floating type to compute in.
+        Floating type of the computation.
     restart_after : float, optional
         Model time without an observation after which a trajectory starts anew.
     other_truth : bool
-        Whether the record says that another model made its truth.
+        Whether the record says that a model other than `dynamics` made its truth.
     """
 
     dynamics: Dynamics
@@ -61,15 +61,15 @@ class Setup:
 
     @property
     def start(self) -> float:
-        """Model time of the first analysis; 0 where time plays no part."""
+        """Model time of the first analysis; 0 for a model that does not depend on time."""
         return self.dynamics.model_time
 
     def dynamics_at(self, time: int) -> Dynamics:
-        """The dynamics, standing at the analysis of a time, which is given by its position."""
+        """The dynamics with its clock at an analysis; `time` is the position of this analysis."""
         return self.dynamics.from_step(self.clock(time))
 
     def clock(self, time: int) -> int:
-        """Model steps from the first analysis to that of a time, which is given by its position."""
+        """Model steps from the first analysis to another analysis; `time` is the position of the other."""
         return int(self.steps[: time + 1].sum())
 
     def keys(self, rows: slice) -> Tensor:
@@ -79,13 +79,13 @@ class Setup:
     def record(
         self, observation: Tensor, *, rows: slice, columns: slice, seed: int, truth: Tensor | None = None
     ) -> Record:
-        """A block of the record as methods take it, states flattened.
+        """A block of the record as methods take it, with flat states.
 
         Parameters
         ----------
         observation : Tensor, shape (B, K, *state) or (B, K, P)
         rows, columns : slice
-            Positions of its trajectories and times in the whole record.
+            Positions of the block's trajectories and times in the whole record.
         seed : int
         truth : Tensor, shape (B, K, *state), optional
         """
@@ -104,14 +104,14 @@ class Setup:
 
 
 def array_to_tensor(array: Any, dtype: np.dtype[Any] | None = None, device: str = "cpu") -> Tensor:
-    """Give a tensor of the native byte order, contiguous and writable, whatever the array was."""
+    """Make a tensor that is contiguous, writable and of the native byte order, from any array."""
     array = np.asarray(array)
     wanted = np.dtype(dtype) if dtype is not None else array.dtype.newbyteorder("=")
     return torch.from_numpy(np.array(array, dtype=wanted, order="C", copy=True)).to(device)
 
 
 def tensor_to_array(tensor: Tensor) -> NDArray[Any]:
-    """Give a NumPy array."""
+    """Make a NumPy array of a tensor."""
     array: NDArray[Any] = tensor.detach().cpu().numpy()
     return array
 
@@ -133,14 +133,14 @@ def make_record(
 
 
 def pick_device(device: str = "auto") -> str:
-    """Resolve "auto" to the GPU where there is one.
+    """Name the device: "auto" is the GPU if there is one, and else the CPU.
 
     Raises
     ------
     TypeError
-        If it is no name.
+        If `device` is not a string.
     ValueError
-        If the device that is asked for is not there.
+        If the machine does not have the device.
     """
     if not isinstance(device, str):
         raise TypeError(f"device={shown(device)}: expected 'auto', 'cpu', 'cuda' or 'cuda:0' and so on")
@@ -157,19 +157,19 @@ def pick_device(device: str = "auto") -> str:
     return device
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of parameters in mallopt(3)
 _thread = threading.local()
-# torch fixes a thread's number of cores at its first question: the main thread asks before blocks set theirs to one.
+# torch fixes a thread's number of cores when it is first asked for: the main thread asks before blocks set it to one.
 torch.get_num_threads()
 
 
 @functools.cache
 def _keep_memory() -> None:
-    """Let glibc use freed memory again, in the workers of dask's nanny.
+    """Let glibc use freed memory again, in workers that dask's nanny has started.
 
-    The nanny sets MALLOC_TRIM_THRESHOLD_ to 64 KiB, which also pins the size from which every allocation is mapped anew
-    to 128 KiB: two thirds of the time of a gain would go into page faults. These are the bounds that glibc itself
-    would come to.
+    The nanny sets MALLOC_TRIM_THRESHOLD_ to 64 KiB. This setting also fixes another bound at 128 KiB: glibc maps every
+    larger allocation anew, and a gain would spend two thirds of its time on page faults. The bounds here are those
+    that glibc itself would reach.
     """
     pinned = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ)
     if sys.platform == "linux" and pinned == {"MALLOC_TRIM_THRESHOLD_"}:
@@ -180,7 +180,7 @@ def _keep_memory() -> None:
 
 
 def in_block() -> None:
-    """Prepare a thread to compute: dask runs blocks side by side, so each keeps to one core."""
+    """Prepare a thread to compute. dask runs blocks side by side, so each block uses one core."""
     _keep_memory()
     helps = threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process() is not None
     if helps and not getattr(_thread, "ready", False):
@@ -189,12 +189,12 @@ def in_block() -> None:
 
 
 def block(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function of tensors into one of arrays, which a task of dask can run; a decorator.
+    """Make a function of arrays from a function of tensors, so that a task of dask can run it; a decorator.
 
-    The decorated function takes `dtype` and `device` beside the function's own arguments. Arrays become tensors on the
-    device, within lists, tuples and dicts too: those in the first argument, the block's data, of that dtype; all others
-    of their own type. Tensors in the answer become arrays. Nothing is recorded for gradients, and a thread of dask
-    keeps to one core.
+    The decorated function takes `dtype` and `device` beside the arguments of the function. Arrays become tensors on the
+    device, also inside lists, tuples and dicts. Those in the first argument, the block's data, get this dtype; all
+    others keep their type. Tensors in the result become arrays. No gradients are recorded, and a thread of dask uses
+    one core.
 
     Examples
     --------
@@ -223,7 +223,7 @@ def block(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _across(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
-    """Convert what is of a kind, also within lists, tuples and dicts."""
+    """Convert every value of a type, also inside lists, tuples and dicts."""
     if isinstance(value, kind):
         return convert(value)
     if type(value) in (list, tuple):
@@ -235,14 +235,14 @@ def _across(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a record is cut into blocks: edges along trajectory and time."""
+    """How a record is cut into blocks: the edges of the blocks along trajectory and time."""
 
     trajectory: tuple[int, ...]
     time: tuple[int, ...]
 
     @classmethod
     def from_chunks(cls, trajectory: Sequence[int], time: Sequence[int]) -> Plan:
-        """Take sizes of chunks."""
+        """Make the plan whose blocks have these sizes."""
         return cls(tuple(np.cumsum([0, *trajectory]).tolist()), tuple(np.cumsum([0, *time]).tolist()))
 
     def rows(self, i: int) -> slice:
@@ -286,26 +286,27 @@ def block_graph(
     sizes: Callable[[slice, slice], tuple[int, int]] | None = None,
     **options: Any,
 ) -> dict[str, da.Array]:
-    """Lazy arrays from a function of one block, each block a task.
+    """Make lazy arrays from a function of one block; each block is a task.
 
     Parameters
     ----------
     function : callable
-        function(data, rows, columns, *shared, **options) -> outputs, with the block's part of every input in the list
-        `data` and its place as slices; with `carries`, function(data, carry, rows, columns, *shared, **options) ->
-        (outputs, carry). Outputs are arrays by name.
+        function(data, rows, columns, *shared, **options) -> outputs. The list `data` holds the block's part of every
+        input, the slices `rows` and `columns` are the block's place, and outputs are arrays by name. With `carries`:
+        function(data, carry, rows, columns, *shared, **options) -> (outputs, carry).
     plan : Plan
     inputs : sequence of dask arrays, dims (trajectory, time, ...), or None
     outputs : mapping
-        Name to (shape beyond trajectory and time, dtype).
+        (shape beyond trajectory and time, dtype) of each output, by name.
     *shared : object or Delayed
-        Passed to every block.
+        Objects that every block takes.
     carries : bool
-        Whether blocks hand a state on along time; carry is None at the first time. Trajectories are independent.
+        Whether a block hands a state to the next block in time. `carry` is None at the first time. Trajectories are
+        independent.
     sizes : callable, optional
-        sizes(rows, columns) -> trajectories and times of a block's outputs; those of the block by default.
+        sizes(rows, columns) -> numbers of trajectories and times of a block's outputs; by default those of the block.
     **options
-        Passed to every block by name.
+        Arguments that every block takes by name.
 
     Returns
     -------
@@ -325,21 +326,21 @@ def carried_graph(
     sizes: Callable[[slice, slice], tuple[int, int]] | None = None,
     **options: Any,
 ) -> tuple[dict[str, da.Array], list[list[Any]]]:
-    """`block_graph`, and the state that each block begins with; also backward along time.
+    """Make what `block_graph` makes, and the state that each block begins with; also backward along time.
 
     Parameters
     ----------
     function, plan, inputs, outputs, shared, carries, sizes, options
         As for `block_graph`.
     begun : sequence of sequence, optional
-        What this function gave of another graph on the same plan, by block. Blocks are then taken from the last time to
-        the first, and their carry is the list of what that block began with and what the block after handed back.
+        The `begun` of another graph on the same plan. Blocks are then taken from the last time to the first. Their
+        carry is a list: what the block began with in the other graph, and what the block after it handed back.
 
     Returns
     -------
     arrays : dict of dask arrays, dims (trajectory, time, ...)
     begun : list of list
-        The state that each block begins with, by its place: None or Delayed.
+        The state that each block begins with, None or Delayed, by the block's place.
     """
     task = dask.delayed(function, nout=2 if carries else None, pure=False)
     cut = [None if array is None else plan.cut(array) for array in inputs]

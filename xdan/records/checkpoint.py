@@ -1,4 +1,4 @@
-"""A checkpoint of a training: the last two saves, of which one is always whole."""
+"""A checkpoint of a training: the last two saves. One of them is always whole."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .store import DAMAGE, MISSING, read_arrays, write_arrays
 
 
 class OtherRunError(ValueError):
-    """A checkpoint is of another run."""
+    """A checkpoint belongs to another run."""
 
 
 class Checkpoint:
-    """Two slots in a store, written in turn; the pointer moves once a slot is whole.
+    """Two slots in a store, written in turn. The pointer moves to a slot once this slot is whole.
 
     The many small arrays of a training are packed, one for each dtype: writing each by itself takes milliseconds.
 
@@ -31,7 +31,7 @@ class Checkpoint:
     ----------
     store : path or Zarr store
     identity : dict
-        JSON description of the run; a checkpoint of another run is refused.
+        JSON description of the run. A checkpoint with another description is refused.
     """
 
     def __init__(self, store: StoreLike, identity: Mapping[str, Any]) -> None:
@@ -41,21 +41,21 @@ class Checkpoint:
         self._slot = 0
 
     def load(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        """Arrays and scalars of the last save that is whole, or None where there is none.
+        """Arrays and scalars of the last save that is whole, or None if there is none.
 
         Raises
         ------
         OtherRunError
             If the store holds another run's checkpoint.
         FileExistsError
-            If it holds something else.
+            If the store holds anything but a checkpoint.
         ValueError
             If both slots are damaged, or a later xdan wrote them.
 
         Warns
         -----
         XdanWarning
-            If the last save is damaged, and the one before is taken.
+            If the last save is damaged. The save before it is then used.
         """
         if not exists(self.store):
             return None
@@ -81,7 +81,9 @@ class Checkpoint:
                 raise ValueError(
                     f"both saves in the checkpoint {self.store} are damaged: {reason}; remove it"
                 ) from None
-            warnings.warn(f"the checkpoint's last save is damaged, the one before is taken: {reason}", XdanWarning, 2)
+            warnings.warn(
+                f"the checkpoint's last save is damaged, the save before it is taken: {reason}", XdanWarning, 2
+            )
         return saved
 
     def _compare(self, text: str) -> None:
@@ -112,12 +114,12 @@ class Checkpoint:
         return arrays, scalars
 
     def save(self, arrays: Mapping[str, Array], scalars: Mapping[str, Any]) -> None:
-        """Write the other slot, then point to it."""
+        """Write the slot that is not the last, then point to it."""
         slot = 1 - self._slot
         packed, shapes = _pack(arrays)
         attributes: dict[str, Any] = {"xdan_checkpoint": to_json(self.identity)}
         if is_local(self.store) and not exists(self.store):
-            with replacing(self.store) as place:  # a kill leaves no group that is no checkpoint
+            with replacing(self.store) as place:  # after a kill every group is still a checkpoint
                 zarr.open_group(place, mode="w", zarr_format=3, attributes=attributes)
         root = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=attributes)
         write_arrays(self.store, f"slot{slot}", packed, {**scalars, "_packed": shapes})
@@ -126,7 +128,7 @@ class Checkpoint:
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, list[tuple[str, tuple[int, ...]]]]]:
-    """One array for each dtype, and the names and shapes of its parts."""
+    """Pack arrays into one array for each dtype, with the names and shapes of the parts."""
     parts: dict[str, list[tuple[str, Array]]] = {}
     for name, value in arrays.items():
         value = np.asarray(value)

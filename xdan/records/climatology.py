@@ -1,4 +1,4 @@
-"""A climatology that the caller brings: states of an array, or of the record's own truth."""
+"""A climatology that the caller brings: states of an array, or of the record's truth."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ def with_climatology(
     Parameters
     ----------
     dynamics : Dynamics
+        The dynamics without it.
     climatology : array_like or DataArray, shape (..., *state), mapping, Dataset, "record" or None
-        Of a state of several fields a mapping of the fields' names to arrays (..., *shape of the field), or a Dataset
-        with their truth or with variables of their names. None leaves the dynamics as it is.
+        States, in the units of the state. If the state has several fields: a mapping of the fields' names to arrays
+        (..., *shape of the field), or a Dataset with the truth of the fields or with variables of these names. None
+        leaves the dynamics as it is.
     of_record : callable, optional
-        Reads the states of the record's truth that stand for "record"; None where there is no truth.
+        Reads states of the record's truth, for climatology="record". It is None if the record has no truth.
 
     Raises
     ------
     TypeError
-        For what holds no real numbers.
+        If a value is not a real number.
     ValueError
-        For another word, "record" without a truth, and states that are no climatology: of another shape, labels in
-        another order, too few, not finite, or all the same.
+        For a word other than "record", for "record" without a truth, and for states that cannot be a climatology: they
+        have another shape or labels in another order, or they are too few, not finite, or all equal.
     """
     if climatology is None:
         return dynamics
@@ -79,7 +81,7 @@ def _packed(fields: Mapping[Any, Any], model: Dynamics) -> np.ndarray[Any, Any]:
     Raises
     ------
     TypeError, ValueError
-        For fields that are missing or not of the state, and states that do not fit their geometry or one another.
+        If a field is missing or is no field of the state, or if states fit neither their geometry nor one another.
     """
     names = model.space.names
     if isinstance(fields, xr.Dataset):
@@ -111,7 +113,7 @@ def _packed(fields: Mapping[Any, Any], model: Dynamics) -> np.ndarray[Any, Any]:
 
 
 def _of_field(values: Any, part: Part, model: Dynamics) -> xr.DataArray:
-    """States of a field, dims (..., *dims of the field) in any order, in the order of its geometry."""
+    """Bring the states of a field, dims (..., *dims of the field) in any order, into the order of its geometry."""
     assert part.field is not None
     label = f"climatology[{part.field.name!r}]"
     if not isinstance(values, xr.DataArray):
@@ -134,9 +136,9 @@ def _of_field(values: Any, part: Part, model: Dynamics) -> xr.DataArray:
 
 
 def spaced(truth: xr.DataArray) -> xr.DataArray:
-    """At most 4096 states of a truth (trajectory, time, *state), evenly spaced.
+    """Take at most 4096 states of a truth (trajectory, time, *state), evenly spaced.
 
-    They are of some times of every trajectory, or of one time of some trajectories.
+    They are the states at some times of every trajectory, or at one time of some trajectories.
     """
     trajectories, times = truth.sizes[TRAJECTORY], truth.sizes[TIME]
     rows = np.unique(np.linspace(0, trajectories - 1, min(trajectories, _MOST)).round().astype(int))

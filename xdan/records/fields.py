@@ -1,8 +1,8 @@
 """Labelled fields and packed states: the one place where fields become one array, and an array becomes fields.
 
-A state of one field is one variable, with the field's dims, and stays as it is. A state of several fields is one
-variable for each field in a Dataset, `truth_u` and `truth_h`, and one packed array, dims (trajectory, time, state), in
-the verbs.
+A state of one field is one variable with the field's dims. This variable stays as it is. A state of several fields is
+one variable for each field in a Dataset, such as `truth_u` and `truth_h`. In the verbs it is one packed array, dims
+(trajectory, time, state).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ..core.spaces import STATE, Coordinate, Field, Geometry
 from ..core.twin import check_field_names, names_fields
 from .schema import DUAL, MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
 
-ROLE_ATTRIBUTE, FIELD_ATTRIBUTE = "xdan_role", "xdan_field"  # what a variable stands for, and of which field
+ROLE_ATTRIBUTE, FIELD_ATTRIBUTE = "xdan_role", "xdan_field"  # attributes: the role of a variable, and its field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
-_ERRORS = ("observation_error", "spread", "forecast_spread")  # of CF's modifier standard_error
+_ERRORS = ("observation_error", "spread", "forecast_spread")  # variables with CF's modifier standard_error
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one variable holds of a state: one field of several, or all of it.
+    """The part of a state that one variable holds: one field of several, or the whole state.
 
     Attributes
     ----------
@@ -44,9 +44,9 @@ class Part:
         One for each dim.
     units : str
     place : slice
-        In the flat state.
+        Place of the part in the flat state.
     label : str
-        What messages call it.
+        Name of the part in messages.
     """
 
     field: Field | None
@@ -72,16 +72,16 @@ class Part:
         return stem if self.field is None else f"{stem}_{self.field.name}"
 
     def title(self, long_name: str) -> str:
-        """A long name that says of which field it is."""
+        """A long name that names the field, too."""
         return long_name if self.field is None else f"{long_name}: {self.field.title}"
 
     def described(self, role: Role, long_name: str) -> dict[str, str]:
-        """Attributes of the variable where it plays a role in a record."""
+        """Attributes of the variable in a role of a record."""
         said = role.attributes(self.title(long_name), self.units)
         return said | self.attributes(role.name, long_name, role.power)
 
     def attributes(self, stem: str, long_name: str, power: int = 1) -> dict[str, str]:
-        """Attributes of the variable; of one field among several also its role, its field and CF's standard name."""
+        """Attributes of the variable. For one field among several: also its role, its field and CF's standard name."""
         said = {"long_name": self.title(long_name), "units": to_power(self.units, power)}
         if self.field is None:
             return said
@@ -94,7 +94,7 @@ class Part:
 
 
 def whole_of(model: Dynamics) -> Part:
-    """The whole state as one variable: that of the one field, or packed."""
+    """The whole state as one variable: the variable of the only field, or a packed one."""
     single = model.space.single
     stated = single is not None and single.geometry.dims == model.dims
     return Part(
@@ -109,7 +109,7 @@ def whole_of(model: Dynamics) -> Part:
 
 
 def parts_of(model: Dynamics) -> tuple[Part, ...]:
-    """The variables that hold a state together, in the order of the flat vector."""
+    """The variables that together hold a state, in the order of the flat vector."""
     space = model.space
     if space.single is not None:
         return (whole_of(model),)
@@ -128,7 +128,7 @@ def parts_of(model: Dynamics) -> tuple[Part, ...]:
 
 
 def observed_parts(model: Dynamics, observing: ObservingSystem, names: Collection[str]) -> tuple[Part, ...]:
-    """The variables that hold observations: of the state, of the fields of these names, or of an operator."""
+    """The variables that hold observations: of the whole state, of the fields in `names`, or of an operator."""
     if not observing.direct:
         size = observing.size(model.space.size)
         along = {OBS: Coordinate(tuple(range(size)))}
@@ -142,7 +142,8 @@ def in_order(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
     Raises
     ------
     ValueError
-        For other places than the geometry's, or, where it names none, for its labels in another order.
+        If the places are not those of the geometry; or, for a geometry that names no places, if its labels stand in
+        another order.
     """
     if _order_of_places(variable, dim, part) is None:
         check_order(variable, dim, part)
@@ -150,24 +151,24 @@ def in_order(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
 
 
 def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
-    """Bring a variable into the order of the places that the geometry names, if it names some.
+    """Bring a variable into the order of the places that the geometry names, if the geometry names places.
 
     Raises
     ------
     ValueError
-        For other places.
+        If the places are not those of the geometry.
     """
     order = _order_of_places(variable, dim, part)
     return variable if order in (None, list(range(variable.sizes[dim]))) else variable.isel({dim: order})
 
 
 def in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
-    """Errors in the order of the geometry; a covariance along its second dims too.
+    """Bring errors into the order of the geometry; a covariance along its second dims, too.
 
     Raises
     ------
     ValueError
-        For other places, or other labels along the second dims.
+        If the places are not those of the geometry, or the labels along the second dims differ from the first.
     """
     for dim in part.dims:
         if dim not in variable.dims or dim not in variable.coords:
@@ -177,7 +178,7 @@ def in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
             labels = variable[dim].values.tolist()
             if dual in variable.coords and variable[dual].values.tolist() != labels:
                 raise ValueError(
-                    f"{variable.name!r} has other labels along {dual!r} than along {dim!r}: expected the same"
+                    f"{variable.name!r} has other labels along {dual!r} than along {dim!r}: expected equal ones"
                 )
             ordered = ordered.isel({dual: [labels.index(label) for label in ordered[dim].values.tolist()]})
         variable = ordered
@@ -185,7 +186,7 @@ def in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
 
 
 def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:
-    """Positions of the geometry's places along a dim; None where it, or the variable, does not name them."""
+    """Positions of the geometry's places along a dim. None if the geometry or the variable does not name places."""
     if part.geometry is None or dim not in variable.dims or dim not in variable.coords:
         return None
     try:
@@ -195,7 +196,7 @@ def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] 
 
 
 OneOrFields = xr.DataArray | dict[str, xr.DataArray]
-"""A role's variable, or its variables by the fields' names."""
+"""The variable of a role, or one variable for each field, by the fields' names."""
 
 
 def each(variables: OneOrFields | None) -> tuple[xr.DataArray, ...]:
@@ -208,10 +209,10 @@ def each(variables: OneOrFields | None) -> tuple[xr.DataArray, ...]:
 def find_fields(
     ds: xr.Dataset, role: Role, model: Dynamics, word: Any = None, *, all_fields: bool = True
 ) -> OneOrFields | None:
-    """Find what plays a role: one variable, or one for each field.
+    """Find the variable, or the variable of each field, that plays a role.
 
-    The variable of a field has the attributes `xdan_role` and `xdan_field`, or the name of the role and of the field,
-    `truth_u`, or is named by the caller.
+    The caller names the variable of a field; or the variable has the attributes `xdan_role` and `xdan_field`; or its
+    name is made of the role and the field, such as `truth_u`.
 
     Parameters
     ----------
@@ -219,14 +220,14 @@ def find_fields(
     role : Role
     model : Dynamics
     word : str, mapping of str to str, or None
-        The caller's names; of a mapping's fields that it leaves out none is looked for, unless all must be there.
+        The caller's names. Fields that a mapping leaves out are not looked for, unless `all_fields`.
     all_fields : bool
-        Whether every field must be there.
+        Whether every field must have a variable.
 
     Raises
     ------
     TypeError, ValueError
-        For a name or a field that is not there, a field that is missing or claimed by several variables, and a mapping
+        If a name or a field does not exist, a field has no variable or several variables claim it, or a mapping comes
         for a state of one field.
     """
     space = model.space
@@ -255,14 +256,14 @@ def find_fields(
     if packed is not None and variables:
         raise ValueError(
             f"{packed!r} and {_names(variables)} both claim the role {role.name!r}: expected one variable for each "
-            f"field, or a packed one alone; drop one of them, or name what counts with {role.keyword}="
+            f"field, or one packed variable; drop one of the two, or name the one that counts with {role.keyword}="
         )
     if packed is not None:
         return ds[packed]
     missing = [field for field in space.names if field not in variables]
     if variables and missing and all_fields:
         raise ValueError(
-            f"the fields {missing} have no variable for the role {role.name!r}, there are {_names(variables)}: "
+            f"the fields {missing} have no variable for the role {role.name!r}, others have {_names(variables)}: "
             f"expected {[f'{role.name}_{field}' for field in missing]} too; name them with "
             f"{role.keyword}={{{missing[0]!r}: ...}}"
         )
@@ -275,13 +276,13 @@ def find_fields(
 
 
 def _is_of_one_field(variable: xr.DataArray, role: Role, model: Dynamics) -> bool:
-    """Whether states or observations have the dims of a field, and are neither packed nor along an operator's dim."""
+    """Whether states or observations have the dims of a field. Others are packed, or lie along an operator's dim."""
     dims = {dim for part in parts_of(model) for dim in part.dims}
     return role.power == 1 and not {STATE, OBS} & set(variable.dims) and bool(dims & set(variable.dims))
 
 
 def states_of(run: xr.Dataset, role: Role, model: Dynamics) -> OneOrFields | None:
-    """Variables of a run, by their names or by their attributes; None where there are none."""
+    """Variables of a run, which their names or their attributes tell; None if there are none."""
     if model.space.single is not None:
         return run.get(role.name)
     return find_fields(run, role, model)
@@ -310,7 +311,7 @@ def _claimant(ds: xr.Dataset, role: Role, field: str) -> str | None:
 
 
 def _packed(ds: xr.Dataset, role: Role, fields: list[str]) -> str | None:
-    """Name of the variable that plays a role for the whole state, or for what is of no field."""
+    """Name of the variable that plays a role for the whole state, or for observations that belong to no field."""
     if role.name in ds.variables:
         return role.name
     of_fields = {f"{role.name}_{field}" for field in fields}
@@ -330,26 +331,26 @@ def _packed(ds: xr.Dataset, role: Role, fields: list[str]) -> str | None:
 
 
 def pack(variables: Mapping[str, xr.DataArray], model: Dynamics, name: str) -> xr.DataArray:
-    """Make one packed array of arranged fields, lazily.
+    """Make one packed array from arranged fields, lazily.
 
     Parameters
     ----------
     variables : mapping of str to DataArray, dims (trajectory, time, [member,] *dims of the field)
-        By the fields' names; a field without one is NaN.
+        The variables by the fields' names. A field without a variable becomes NaN.
     model : Dynamics
-        Of several fields.
+        A dynamics of several fields.
     name : str
-        Of the result.
+        Name of the result.
 
     Returns
     -------
     DataArray, dims (trajectory, time, [member,] state)
-        With the labels of trajectory and time alone.
+        Its labels are those of trajectory and time alone.
 
     Raises
     ------
     ValueError
-        If variables differ in their labels of trajectory and time.
+        If the labels of trajectory or time differ between variables.
     """
     parts = parts_of(model)
     by_name = {part.field.name: part for part in parts if part.field is not None}
@@ -382,36 +383,36 @@ def pack(variables: Mapping[str, xr.DataArray], model: Dynamics, name: str) -> x
 
 
 def is_lazy(variable: xr.DataArray) -> bool:
-    """Whether the values are not in memory: dask's, or those of a file that is not read yet."""
+    """Whether the values are not in memory: they are dask's, or in a file that is not read yet."""
     return variable.chunks is not None or not variable.variable._in_memory
 
 
 def _check_alike(one: xr.DataArray, other: xr.DataArray) -> None:
-    """Refuse fields on other trajectories or times."""
+    """Refuse two fields with different trajectories or times."""
     for dim in (TRAJECTORY, TIME):
         ours, theirs = (variable[dim].values for variable in (one, other))
         if ours.shape != theirs.shape or not (ours == theirs).all():
             raise ValueError(
                 f"{one.name!r} and {other.name!r} differ along {dim!r}: {len(ours)} labels {shown(ours[:3].tolist())} "
-                f"and {len(theirs)} labels {shown(theirs[:3].tolist())}; expected the same for every field, for "
+                f"and {len(theirs)} labels {shown(theirs[:3].tolist())}; expected the same labels for every field, for "
                 "example by xr.align(..., join='inner')"
             )
 
 
 def split(packed: xr.DataArray, model: Dynamics, stem: str) -> dict[str, xr.DataArray]:
-    """Give the variables of a packed state, lazily; of one field the array itself.
+    """Make the variables of the fields from a packed state, lazily. For a state of one field: the array itself.
 
     Parameters
     ----------
     packed : DataArray, dims (..., *dims of the state)
     model : Dynamics
     stem : str
-        What the variables are called: the stem, or `stem_u`.
+        Name of the variables: `stem`, or `stem_u` for a field u.
 
     Returns
     -------
     dict of str to DataArray, dims (..., *dims of the field)
-        With the geometries' coordinates, and those of the array's other dims.
+        They have the geometries' coordinates, and the coordinates of the array's other dims.
     """
     if model.space.single is not None:
         return {stem: packed}
@@ -430,21 +431,21 @@ def split(packed: xr.DataArray, model: Dynamics, stem: str) -> dict[str, xr.Data
 
 
 def split_tensor(value: Tensor, parts: Sequence[Part], stem: str) -> dict[str, Tensor]:
-    """Give the parts of flat states or observations (..., N): (..., *shape), under the name of each part's variable."""
+    """Cut flat states or observations (..., N) into parts (..., *shape), by the name of each part's variable."""
     return {part.name(stem): value[..., part.place].unflatten(-1, part.shape).contiguous() for part in parts}
 
 
 def split_values(values: Any, model: Dynamics, stem: str) -> dict[str, Any]:
-    """Give the variables' values of states of an array, (..., *dims of the state), flat ones for several fields."""
+    """Cut an array of states (..., *dims of the state) into the values of each variable; several fields come flat."""
     if model.space.single is not None:
         return {stem: values}
     return {part.name(stem): values[..., part.place] for part in parts_of(model)}
 
 
 def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
-    """Make one array (..., state) of the variables that say that they are fields of an output; None where none does.
+    """Make one array (..., state) from the fields of an output, which their attributes tell; None if there are none.
 
-    For verbs that know no dynamics: the order of the fields is that of the variables.
+    It is made for verbs that know no dynamics: the fields are in the order of the variables.
     """
     flat = []
     for name, variable in run.data_vars.items():
@@ -458,12 +459,12 @@ def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
 
 
 def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
-    """Coordinates of a dim of packed states: the component's number, and the field that it is of."""
+    """Coordinates of a dim of packed states: the number of each component, and its field."""
     number = {"long_name": "component of the packed state", "units": "1"}
     labels: dict[str, Any] = {dim: (dim, np.arange(model.space.size), number)}
     if model.space.single is None:
         names = [field.name for field in model.space for _ in range(field.geometry.size)]
-        # Strings as objects: Zarr has a specification for those of any length only.
+        # Strings are objects here: Zarr specifies only strings of any length.
         labels[f"{dim}_field"] = dim, np.array(names, dtype=object), {"long_name": "field of the component"}
     return labels
 
@@ -471,9 +472,9 @@ def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
 def factor_labels(model: Dynamics, factor: str, field: str | None = None) -> dict[str, Any]:
     """Coordinates of a factor i, j or l of a derivative, over the whole state or one field.
 
-    One dim has the field's own labels. Several dims have the sites' numbers, and beside them a label from each dim,
-    `i_lat` and `i_lon`; the components of a packed state their numbers and the field that each is of. The attribute
-    `periodic` is 1 where a dim closes on itself.
+    A field of one dim has this dim's labels. A field of several dims has the numbers of its sites, and beside them a
+    label from each dim, such as `i_lat` and `i_lon`. A packed state has the number of each component, and its field.
+    The attribute `periodic` is 1 for a dim that closes on itself.
     """
     if field is None and model.space.single is None:
         return packed_labels(model, factor)
@@ -504,5 +505,5 @@ def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, st
 
 
 def _labels(values: tuple[float | str, ...]) -> Any:
-    # Strings as objects: Zarr has a specification for those of any length only.
+    # Strings are objects here: Zarr specifies only strings of any length.
     return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)

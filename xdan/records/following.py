@@ -19,39 +19,39 @@ from .values import LEADING_CYCLES, LEADING_TRAJECTORIES
 if TYPE_CHECKING:
     from .record import LabelledRecord
 
-_ROUNDING = 1e-6  # of the values in single precision, generously
-_DEVIATIONS = 5  # of the model's errors: a truth that is farther off follows another model
-_FOLLOWED = 8  # trajectories of a truth that are followed over an interval
+_ROUNDING = 1e-6  # relative rounding of values in single precision, with room to spare
+_DEVIATIONS = 5  # standard deviations of the model's errors: a truth that is farther away follows another model
+_FOLLOWED = 8  # trajectories of the truth that the model follows over an interval
 
 
 def check_follows(labelled: LabelledRecord) -> None:
-    """Warn where the truth, which is read, does not follow the named dynamics."""
+    """Warn if the truth does not follow the named dynamics. Some of the truth is read."""
     truth = labelled.truth
     if truth is not None and (text := astray(labelled.setup, followed(labelled.setup, truth).to_numpy())):
         warnings.warn(text, XdanWarning, stacklevel=3)
 
 
 def shortest_interval(setup: Setup) -> slice:
-    """Positions of the two times around the first of the shortest leading intervals: errors grow over a long one."""
+    """Positions of the two ends of the (first) shortest leading interval: over a long interval errors grow."""
     steps = setup.steps[1:LEADING_CYCLES]
     first = int(np.argmin(steps)) if len(steps) else 0
     return slice(first, first + 2)
 
 
 def followed(setup: Setup, truth: xr.DataArray) -> xr.DataArray:
-    """What `astray` looks at: the shortest interval of some trajectories."""
+    """The truth that `astray` takes: some trajectories, at both ends of the shortest interval."""
     step = max(1, min(truth.sizes[TRAJECTORY], LEADING_TRAJECTORIES) // _FOLLOWED)
     return truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES, step), TIME: shortest_interval(setup)})
 
 
 def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
-    """Say how far a truth is from the named dynamics over an interval, or nothing where it follows.
+    """Say how far a truth is from the named dynamics after an interval; "" if the truth follows the dynamics.
 
     Parameters
     ----------
     setup : Setup
     truth : array, shape (R, 2, *state)
-        At the times of the `shortest_interval`.
+        The truth at both ends of `shortest_interval`.
     """
     if truth.shape[1] < 2 or setup.other_truth:
         return ""
@@ -64,7 +64,7 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
     after, later, before = (split_values(values, model, "truth") for values in states)
     known = _known_errors(setup)
     for name in after:
-        # Beside another a field may stand still: then its error is rounding.
+        # One field may stand still while another moves: then the error of the first is rounding.
         least = 0.0 if model.space.single else _ROUNDING * _size(later[name])
         error, size = _size(after[name] - later[name]), _size(later[name] - before[name])
         bound = np.maximum(1e-2 * size, least) + known[name]
@@ -73,14 +73,14 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
             what = "it" if model.space.single else f"{name!r}"
             return (
                 f"the truth does not follow {model!r}: over one interval {what} is off by {error[worst]:.3g} where it "
-                f"moves by {size[worst]:.3g}. Check dynamics= and the time units; give model_error= where the model is "
-                "known to err so, or go on if it is wrong on purpose"
+                f"moves by {size[worst]:.3g}. Check dynamics= and the time units. If the model is known to err so "
+                "much, pass model_error=. If the model is wrong on purpose, go on"
             )
     return ""
 
 
 def _known_errors(setup: Setup) -> dict[str, float]:
-    """Size that errors of the model are known to have at most, for each field."""
+    """Largest size of the model's errors that Q allows, for each field."""
     error = setup.dynamics.model_error
     deviations = np.zeros((1, *setup.dynamics.shape)) if error is None else error.std.numpy()
     fields = split_values(deviations.reshape(1, *setup.dynamics.shape), setup.dynamics, "truth")

@@ -14,13 +14,13 @@ from .schema import TIME, Array, holds_dates
 from .times import positions_among, units_in_model_time
 
 LEAD, VALID_TIME = "lead", "valid_time"
-_NEAR = 1e-3  # of a time step: a lead time so near to a whole number of steps is taken for it
+_NEAR = 1e-3  # share of a time step: a lead time this near to a whole number of steps counts as this number
 _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # nanoseconds
 _DAY = np.timedelta64(1, "D")
 
 
 def steps_of(label: str, value: Any, model: Dynamics) -> int:
-    """Model steps in a stretch of time that a caller says, in model time or as a time difference.
+    """Model steps in a length of time that the caller passes, in model time or as a time difference.
 
     Parameters
     ----------
@@ -32,16 +32,16 @@ def steps_of(label: str, value: Any, model: Dynamics) -> int:
     Raises
     ------
     TypeError
-        For anything else.
+        If the value is of another type.
     ValueError
-        For what is not positive, no whole number of the model's steps, or a time difference where the model does not
-        say how long a unit of its time lasts.
+        If the value is not positive or is no whole number of the model's steps; or if it is a time difference and the
+        model does not say how long a unit of its time lasts.
     """
     if isinstance(value, (np.timedelta64, datetime.timedelta)):
         if model.time_unit is None:
             raise ValueError(
                 f"{label}={shown(value)}, and one unit of the time of {model.label!r} has no length: expected model "
-                f"time, a number such as {label}={10 * model.timestep:g}; or a dynamics with a time_unit"
+                f"time, a number such as {label}={10 * model.timestep:g}; or pass a dynamics with a time_unit"
             )
         amount = float(check_time_unit(value) / check_time_unit(model.time_unit))
     else:
@@ -66,8 +66,8 @@ def lead_coordinates(time: xr.DataArray, steps: Array, model: Dynamics) -> dict[
     Returns
     -------
     dict
-        `time`, `lead` and `valid_time` (time, lead), as xarray takes them. Lead times are time differences where the
-        times are dates, and otherwise numbers in the units of the times.
+        `time`, `lead` and `valid_time` (time, lead), as xarray takes them. Lead times are time differences if the
+        times are dates. Otherwise they are numbers in the units of the times.
     """
     values, said = time.values, dict(time.attrs)
     lead_said = {"standard_name": "forecast_period", "long_name": "lead time"}
@@ -95,8 +95,8 @@ def lead_steps(lead: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[
     Raises
     ------
     ValueError
-        For lead times that do not ascend, are negative, or no whole numbers of steps; and for units that the model
-        does not understand.
+        If lead times do not ascend, are negative, or are no whole numbers of steps, or if the model does not
+        understand their units.
     """
     values = lead.values
     if values.dtype.kind == "m":
@@ -133,7 +133,7 @@ def lead_numbers(lead: xr.DataArray) -> tuple[Array, str]:
 def valid_positions(
     record_times: xr.DataArray, clock: Array, start_times: xr.DataArray, steps: Array
 ) -> tuple[Array, Array]:
-    """Positions in the record of the starts of forecasts, and of the times that they are of.
+    """Positions in the record of the starts of forecasts, and of their valid times.
 
     Parameters
     ----------
@@ -148,12 +148,12 @@ def valid_positions(
     -------
     starts : array of int, shape (T,)
     valid : array of int, shape (T, L)
-        -1 where the record has no such time.
+        -1 if the record does not have the time.
 
     Raises
     ------
     ValueError
-        For starts that are no times of the record.
+        If a start is no time of the record.
     """
     starts = positions_among(record_times, start_times)
     if (starts < 0).any():
@@ -178,7 +178,7 @@ def _differences(steps: Array, model: Dynamics) -> Array:
 
 
 def _later_dates(dates: Array, leads: Array) -> Array:
-    """Dates (T,) and time differences (L,) added, (T, L)."""
+    """Add dates (T,) and time differences (L,): (T, L)."""
     if dates.dtype.kind != "O":
         later: Array = dates[:, None] + leads[None, :]
         return later

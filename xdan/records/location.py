@@ -1,4 +1,4 @@
-"""Where a store lies: paths are made absolute, one writer works at a time, and a store is replaced as a whole."""
+"""Where a store lies. Paths become absolute, one writer works at a time, and a store is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
 
 def locate(store: Any, label: str = "store") -> StoreLike:
-    """Give a local store's absolute path, `~` being the home directory; other stores as they are.
+    """Give the absolute path of a local store, where `~` is the home directory; other stores stay as they are.
 
-    Workers of other processes have working directories of their own, and Zarr knows no home directory.
+    Workers in other processes have other working directories, and Zarr does not know a home directory.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def locate(store: Any, label: str = "store") -> StoreLike:
     TypeError
         If `store` is neither a path nor a store.
     ValueError
-        If a path is empty, holds a null character or is named as another format's file; if a dict holds
-        anything but Zarr's buffers.
+        If a path is empty, holds a null character or has the ending of another format; or if a dict holds anything
+        but Zarr's buffers.
     """
     if isinstance(store, LocalStore) and not store.read_only:
         store = store.root
@@ -82,7 +82,7 @@ def is_local(store: StoreLike) -> bool:
 
 
 def in_memory(store: StoreLike) -> bool:
-    """Whether a store lives in this process's memory, so that other processes write into copies."""
+    """Whether a store lies in this process's memory, so that other processes would write into copies."""
     inside = store.store if isinstance(store, StorePath) else store
     return isinstance(inside, (MemoryStore, dict)) or str(inside).startswith("memory://")
 
@@ -100,7 +100,7 @@ def exists(store: StoreLike) -> bool:
 
 
 def check_rewritable(store: StoreLike, label: str = "store") -> None:
-    """Refuse archives: nothing in them can be written twice.
+    """Refuse a ZIP archive, because nothing in it can be written twice.
 
     Raises
     ------
@@ -110,12 +110,12 @@ def check_rewritable(store: StoreLike, label: str = "store") -> None:
     if isinstance(inside, ZipStore):
         raise ValueError(
             f"{label}= is a ZipStore, in which nothing can be written twice: expected a folder or another store that "
-            "can be filled block by block; zip the finished store"
+            "can be filled block by block; make the ZIP file of the finished store"
         )
 
 
 def check_reachable(store: StoreLike, label: str = "store") -> None:
-    """Refuse a store in this process's memory where dask's workers are other processes.
+    """Refuse a store in this process's memory if dask's workers are other processes.
 
     Raises
     ------
@@ -130,12 +130,12 @@ def check_reachable(store: StoreLike, label: str = "store") -> None:
 
 @contextmanager
 def writing(store: StoreLike) -> Iterator[None]:
-    """Be the only writer of a local store. A lock file beside it names the writer, and is removed at the end.
+    """Be the only writer of a local store. A lock file beside the store names the writer; it is removed at the end.
 
     Raises
     ------
     FileExistsError
-        If another writer is at work; the message names it.
+        If another writer is at work. The message names the writer.
     """
     if not is_local(store):
         yield
@@ -143,7 +143,7 @@ def writing(store: StoreLike) -> Iterator[None]:
     path = Path(store)
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.lock")
-    name.touch()  # where nothing can be written, the system says so
+    name.touch()  # the system says so if nothing can be written here
     lock = FileLock(name, timeout=0)
     try:
         lock.acquire()
@@ -151,22 +151,22 @@ def writing(store: StoreLike) -> Iterator[None]:
         writer = name.read_text() if name.exists() else ""
         raise FileExistsError(
             f"{path} is being written by another call ({writer or 'which has just begun'}): expected one writer; wait "
-            "until it is done, or choose another path"
+            "until that call is done, or choose another path"
         ) from None
     try:
         began = time.strftime("%Y-%m-%d %H:%M:%S")
         name.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {began}")
         yield
     finally:
-        name.unlink(missing_ok=True)  # while it is held: a waiting writer sees that its file is gone
+        name.unlink(missing_ok=True)  # while the lock is held: a waiting writer sees that its file is gone
         lock.release()
 
 
 @contextmanager
 def replacing(store: StoreLike) -> Iterator[StoreLike]:
-    """Give a folder to write into; it takes the place of a local store when the context ends without an error.
+    """Give a folder to write into. It takes the place of a local store once the context ends without an error.
 
-    Until then the old store stays as it is, also after an error. Stores that are no local paths are written in place.
+    Until then, and after an error, the old store stays as it is. A store that is no local path is written in place.
     """
     if not is_local(store):
         yield store
@@ -185,7 +185,7 @@ def replacing(store: StoreLike) -> Iterator[StoreLike]:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders, in one step where the system can."""
+    """Swap two folders, in one step if the system can."""
     if sys.platform == "linux":
         renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
         names = os.fsencode(new), os.fsencode(old)

@@ -1,4 +1,4 @@
-"""Q, the covariance of a model's errors in one interval: its variables in a record, and what a caller says of it."""
+"""Q, the covariance of a model's errors in one interval: its variables in a record, and the caller's `model_error=`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .schema import DUAL, MODEL_ERROR, MODEL_ERROR_COVARIANCE, Array
 
 
 def model_error_variables(model: Dynamics) -> dict[str, Any]:
-    """Name and hold Q: standard deviations of each part of the state, or a covariance of the whole."""
+    """Make the variables of Q: standard deviations of each part of the state, or a covariance of the whole."""
     error = model.model_error
     if error is None:
         return {}
@@ -37,26 +37,26 @@ def model_error_variables(model: Dynamics) -> dict[str, Any]:
 
 
 def _alike(values: Array, dims: tuple[str, ...]) -> tuple[tuple[str, ...], Array]:
-    """Dims and values; of equal values none, and one."""
+    """Dims and values; if all values are equal: no dims, and one value."""
     alike = bool((values == values.flat[0]).all())
     return ((), values.reshape(-1)[0]) if alike else (dims, values)
 
 
 def with_model_error(model: Dynamics, ds: xr.Dataset, word: Any) -> Dynamics:
-    """A model with the Q that the caller says, or has set by `with_model_error`, or that the Dataset has.
+    """Give a model the Q of the caller; else its Q of `with_model_error`, or the Q of the Dataset.
 
     Parameters
     ----------
     model : Dynamics
     ds : xarray.Dataset
     word : float, str, array, mapping, or None
-        The caller's: standard deviations (one number, or one for each component), Q as a matrix, a variable's name, or
-        a mapping of fields' names to standard deviations or names; 0 is a perfect model.
+        The caller's Q: standard deviations (one number, or one for each component), Q as a matrix, the name of a
+        variable, or a mapping of fields' names to standard deviations or names. 0 says that the model is perfect.
 
     Raises
     ------
     TypeError, ValueError
-        For a variable that is not there, other shapes, and a Q that is none.
+        If a variable does not exist, a shape does not fit, or the values are no covariance.
     """
     if word is None and model.model_error is not None:
         return model
@@ -79,7 +79,7 @@ def with_model_error(model: Dynamics, ds: xr.Dataset, word: Any) -> Dynamics:
 
 
 def _as_described(model: Dynamics, ds: xr.Dataset) -> Dynamics:
-    """A model with the Q of the Dataset's attribute `dynamics`, whose variable may have been left out of it."""
+    """Give a model the Q that the attribute `dynamics` describes; refuse a Dataset that lacks Q's variable."""
     try:
         described = json.loads(ds.attrs["dynamics"]).get("model_error")
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError):
@@ -94,7 +94,7 @@ def _as_described(model: Dynamics, ds: xr.Dataset) -> Dynamics:
 
 
 def says_perfect(model: Dynamics, ds: xr.Dataset, word: Any) -> bool:
-    """Whether a caller, or a variable of the Dataset, says that Q is zero, where `with_model_error` gave this model."""
+    """Whether the caller or a variable says that Q is zero; `model` is one that `with_model_error` returned."""
     if model.model_error is not None:
         return False
     roles = (MODEL_ERROR, MODEL_ERROR_COVARIANCE)
@@ -102,14 +102,14 @@ def says_perfect(model: Dynamics, ds: xr.Dataset, word: Any) -> bool:
 
 
 def _named(ds: xr.Dataset, name: str) -> xr.DataArray:
-    """The variable of a name."""
+    """The variable with a name."""
     if name not in ds.variables:
         raise ValueError(f"no variable {name!r} for model_error=: expected one of {sorted(map(str, ds.data_vars))}")
     return ds[name]
 
 
 def _with(model: Dynamics, error: OneOrFields | Any) -> Dynamics:
-    """A model with a Q of values."""
+    """Give a model a Q with these values."""
     if isinstance(error, Mapping) and not hasattr(error, "dims"):
         parts = {part.field.name: part for part in parts_of(model) if part.field is not None}
         check_field_names(MODEL_ERROR.keyword, error, model.space)
@@ -125,7 +125,7 @@ def _with(model: Dynamics, error: OneOrFields | Any) -> Dynamics:
 
 
 def _ordered(error: Any, part: Part) -> Any:
-    """Deviations in the order of the geometry's places, where they are labelled."""
+    """Bring labelled deviations into the order of the geometry's places."""
     if not isinstance(error, xr.DataArray):
         return error
     error = error.rename(error.name or MODEL_ERROR.name)
@@ -136,7 +136,7 @@ def _ordered(error: Any, part: Part) -> Any:
 
 
 def _matrix(model: Dynamics, covariance: xr.DataArray) -> Any:
-    """Q as a matrix (*state, *state), from its dims and those with the suffix "_dual"."""
+    """Q as a matrix (*state, *state). Its second dims have the suffix "_dual"."""
     part, duals = whole_of(model), tuple(dim + DUAL for dim in model.dims)
     if set(covariance.dims) != {*part.dims, *duals}:
         raise ValueError(

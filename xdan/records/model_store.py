@@ -21,30 +21,33 @@ from .store import check_writable, read_arrays, read_description, write_arrays
 _KIND = "xdan model"
 _WEIGHTS, _FINGERPRINT, _CLIMATE, _ERROR = "weights.", "fingerprint", "climatology", "model_error"
 _CLASSES = {one.name: one for one in (CorrectedDynamics, SurrogateDynamics)}
-_NEAR = 1e-6  # relative difference of two fingerprints that is rounding
+_NEAR = 1e-6  # relative difference of two fingerprints that counts as rounding
 
 
 def save_dynamics(dynamics: CorrectedDynamics | SurrogateDynamics, store: StoreLike, mode: str = "w-") -> None:
     """Save a model with a learned part as a Zarr group: named arrays and a JSON description.
 
-    The description names the model that is corrected; its class is not stored. A given climatology and a model error
-    are stored with it.
+    The description names the model that is corrected, but its class is not stored. A climatology and a model error that
+    were set are stored, too.
 
     Parameters
     ----------
     dynamics : CorrectedDynamics or SurrogateDynamics
+        The model to save.
     store : path or Zarr store
+        Where to save it.
     mode : {"w-", "w"}
-        "w" overwrites: what was there stays until the new model is whole, where the store is a folder.
+        "w-", the default, refuses a store that exists. "w" overwrites it: the old content of a folder stays until the
+        new model is whole.
 
     Raises
     ------
     TypeError
-        For another model: records hold its name and parameters, and it needs no store.
+        If the model has no learned part. Such a model needs no store: records hold its name and parameters.
     FileExistsError
         If the store exists and mode is not "w", or another call writes into it.
     ValueError
-        If the store is an archive.
+        If the store is a ZIP archive.
 
     Examples
     --------
@@ -87,19 +90,20 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
     Parameters
     ----------
     store : path or Zarr store
+        A store that `save_dynamics` wrote.
     model : Dynamics, optional
-        The model that is corrected, where its class is not registered. It is compared with a step of the one that was
-        saved; its climatology and its model error are those of the store, whatever it has itself.
+        The model that is corrected. It is needed only if its class is not registered. One step of it must equal the
+        step that was saved. Its climatology and model error are replaced by those of the store.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such store.
+        If the store does not exist.
     TypeError
-        For a `model` that is none.
+        If `model` is not a Dynamics.
     ValueError
-        If it is no such store or was cut short, names what is not registered, holds weights of other shapes or weights
-        that are not finite; or if `model` is another model.
+        If `save_dynamics` did not write the store, or the store was cut short; if it names a class that is not
+        registered, or has weights of wrong shapes or weights that are not finite; or if `model` is another model.
 
     Examples
     --------
@@ -125,7 +129,7 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
     network = parameters.get("network")
     if not isinstance(network, Mapping) or not isinstance(network.get("parameters"), Mapping):
         raise ValueError(f"{store} describes no network of its model {name!r}: expected a name and parameters")
-    # Before any array is read.
+    # This check comes before any array is read.
     tendency_of_shapes(network.get("name"), network["parameters"], _weights(shapes))  # type: ignore[arg-type]
     values, _ = read_arrays(store, "")
     made = tendency_by_name(network["name"], network["parameters"])
@@ -137,17 +141,20 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
         error = values[_ERROR]
         opened = opened.with_model_error(**{"std" if error.ndim == 1 else "covariance": _shaped(error, opened)})
     if json.loads(to_json(dynamics_to_json(opened))) != described:
-        raise ValueError(f"{store} does not open as the model that was saved: its weights or parameters were changed")
+        raise ValueError(
+            f"{store} does not open as the model that was saved: its weights or parameters were changed; "
+            "save the model again, or open a copy"
+        )
     return opened
 
 
 def _weights(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs to the network, by the names of its state."""
+    """The arrays that belong to the network, by their names in its state."""
     return {label.removeprefix(_WEIGHTS): one for label, one in values.items() if label.startswith(_WEIGHTS)}
 
 
 def _shaped(error: Array, dynamics: Dynamics) -> Array:
-    """Deviations of the packed state in the state's shape; a covariance as it is."""
+    """Bring deviations of the packed state into the state's shape; a covariance stays as it is."""
     return error.reshape(dynamics.shape) if error.ndim == 1 else error
 
 
@@ -160,7 +167,7 @@ def _made(
     model: Any,
     provenance: Any,
 ) -> CorrectedDynamics | SurrogateDynamics:
-    """The model, of its network and its parameters."""
+    """Make the model from its network and its parameters."""
     if name == SurrogateDynamics.name:
         if model is not None:
             raise ValueError(f"model={shown(model)}: {store} holds a surrogate, which corrects no model; expected None")

@@ -1,4 +1,4 @@
-"""Observing systems of a record: H and R built from labelled or plain arrays, and checked."""
+"""Observing systems of a record: H and R are made from labelled or plain arrays, and checked."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ from .blocks import array_to_tensor, tensor_to_array
 from .fields import Part, in_order, in_order_twice, parts_of, whole_of
 from .schema import OBS, OPERATOR, TIME, TRAJECTORY, time_dims
 
-OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, which no store holds, and no interpolation
+OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, so no store holds it, and H does not interpolate
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
-    """Make an operator of the caller's H, and try it on two states where it is no matrix.
+    """Make an operator from the caller's H. If H is no matrix, the function is tried on two states.
 
     Parameters
     ----------
     matrix_or_function : matrix of shape (P, *state), xarray.DataArray with dims (obs, *state), Operator, or callable
-        A callable is a torch function of flattened states (..., N), or of a mapping of fields (..., *shape) where the
-        state has several. A mapping of fields' names to matrices is of these fields alone.
+        H. A callable is a torch function of flat states (..., N), or, for several fields, of a mapping of the fields'
+        names to tensors (..., *shape). A mapping of fields' names to matrices observes these fields alone.
     dynamics : Dynamics
+        The dynamics whose states H takes.
     size : int, optional
-        P, where it is known; a function is called otherwise.
+        P, the number of observations. By default a call of the function tells it.
 
     Raises
     ------
     TypeError
-        For what is neither numbers nor a function.
+        If H is neither numbers nor a function.
     ValueError
         If shapes do not fit, or a function fails, is random, or mixes the states of a batch.
     """
@@ -73,7 +74,7 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
 
 @dataclass(frozen=True)
 class _OfFields:
-    """A function of flat states (..., N), from one of a mapping of fields (..., *shape)."""
+    """A function of flat states (..., N), made from a function of a mapping of fields (..., *shape)."""
 
     function: Callable[[dict[str, torch.Tensor]], torch.Tensor]
     space: StateSpace
@@ -83,7 +84,7 @@ class _OfFields:
 
 
 def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int:
-    """How many observations a function gives for a state."""
+    """The number of observations that a function makes from a state."""
     like = torch.zeros(2, sites, dtype=torch.float64)
     answer = _call(function, like)
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != 2:
@@ -117,7 +118,7 @@ def _matrix(values: Any, dynamics: Dynamics) -> torch.Tensor:
 
 
 def _matrix_of(values: Any, part: Part, what: str) -> torch.Tensor:
-    """H of a part of the state, (P, components of the part), float64."""
+    """H for a part of the state, (P, components of the part), float64."""
     sites = math.prod(part.shape)
     if isinstance(values, xr.DataArray):
         dims = OPERATOR.dims_in(part.dims, (OBS,))
@@ -151,36 +152,37 @@ def _call(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
 
 
 def observed_sizes(dynamics: Dynamics, operator: Operator | None) -> dict[str, int]:
-    """Dims of the observations of one time, and their sizes: those of the state, or `obs` of an operator."""
+    """Dims and sizes of the observations of one time: the dims of the state, or `obs` for an operator."""
     if operator is None:
         return dict(zip(dynamics.dims, dynamics.shape, strict=True))
     return {OBS: operator.size}
 
 
 def read_positions(labels: Any, dynamics: Dynamics, observation: xr.DataArray) -> Positions | None:
-    """Where the observations of a record lie; None where nothing says it.
+    """Positions of the observations of a record; None if nothing tells them.
 
     Parameters
     ----------
     labels : mapping of str to array, or None
-        The caller's, as of `TwinExperiment`; where it has nothing of a dim, coordinates of the observations are read:
-        `obs_x` or `x` along `obs`, or one of the dim's standard name. A coordinate `field` names their fields.
+        The caller's positions, in the form that `TwinExperiment` takes. For a dim that is not among them, coordinates
+        of the observations are read: `obs_x` or `x` along `obs`, or a coordinate with the dim's standard name. The
+        coordinate `field` names the field of each observation.
     dynamics : Dynamics
     observation : xarray.DataArray
 
     Raises
     ------
     TypeError
-        For labels that are none.
+        If `labels` are no positions.
     ValueError
-        For positions that do not fit the record, vary along `trajectory`, or lie outside.
+        If positions do not fit the record, vary along `trajectory`, or lie outside of the geometry.
     """
     known = {} if labels is None else checked_labels(labels)
     if OBS not in observation.dims:
         if known:
             raise ValueError(
                 f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: positions are those of "
-                f"observations along {OBS!r}; expected that dim"
+                f"observations along {OBS!r}; expected that dim, or no positions="
             )
         return None
     for field in dynamics.space:
@@ -204,14 +206,14 @@ def read_positions(labels: Any, dynamics: Dynamics, observation: xr.DataArray) -
 
 
 def positions_of(labels: Mapping[str, Any], dynamics: Dynamics, times: int | None) -> Positions | None:
-    """Positions from what is said of observations; None where no dim is among it.
+    """Make positions from labels of observations; None if no dim of the state is among the labels.
 
     Parameters
     ----------
     labels : mapping
     dynamics : Dynamics
     times : int, optional
-        Length of the record, along which positions may move; without one they may not.
+        Length of the record, along which positions may move. Without a length, positions must be constant.
 
     Raises
     ------
@@ -241,22 +243,22 @@ def positions_of(labels: Mapping[str, Any], dynamics: Dynamics, times: int | Non
 def read_operator(
     matrix_or_function: Any, dynamics: Dynamics, observation: xr.DataArray, positions: Positions | None = None
 ) -> Operator | None:
-    """H of a record; None where observations lie at the state's sites.
+    """H of a record; None if the observations lie at the state's sites.
 
     Parameters
     ----------
-    matrix_or_function : as for `operator_from`, or None
-        What the Dataset or the caller has for H.
+    matrix_or_function : matrix, DataArray, Operator, callable or None
+        H as the Dataset or the caller has it, in one of the forms that `operator_from` takes.
     dynamics : Dynamics
     observation : xarray.DataArray
-        With the dim `obs` where it is H of states.
+        The observations. They have the dim `obs` if an operator makes them.
     positions : Positions, optional
-        Where the state is interpolated, if there is no other H.
+        Positions to which the state is interpolated, if there is no other H.
 
     Raises
     ------
     ValueError
-        If observations and operator do not fit each other, or one is missing.
+        If observations and operator do not fit each other, or one of the two is missing.
     """
     if OBS not in observation.dims:
         if matrix_or_function is not None:
@@ -288,20 +290,21 @@ def read_observing(
     ----------
     error : xarray.DataArray or array_like
         R as the Dataset or the caller has it: standard deviations, which may differ in time, or a covariance. A
-        mapping has the deviation of each instrument, which the observations' coordinate `instrument` names.
+        mapping holds the standard deviation of each instrument; the observations' coordinate `instrument` names the
+        instruments.
     operator : Operator or None
         H.
     observation : xarray.DataArray, dims (trajectory, time, ...)
-        Arranged.
+        The arranged observations.
     part : Part, optional
-        What is observed directly: into the order of its geometry errors are brought, as observations are.
+        The part of the state that is observed directly. Errors are brought into the order of its geometry.
     positions : Positions, optional
-        Of the observations.
+        Positions of the observations.
 
     Raises
     ------
     ValueError
-        If R is of the wrong size or under other labels, not positive, or not positive definite.
+        If R has the wrong size or other labels, is not positive, or is not positive definite.
     """
     dims, shape, times = observation.dims[2:], observation.shape[2:], observation.sizes[TIME]
     if isinstance(error, Mapping) and error:
@@ -327,7 +330,7 @@ def read_observing(
         if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
             raise ValueError(
                 f"observation error {variable.name!r} has other labels along {dim!r} than the observations, or in "
-                "another order: bring them into that of the observations with .sel()"
+                "another order: bring them into the order of the observations with .sel()"
             )
     if set(dims) <= set(variable.dims):
         variable = variable.transpose(*lead, *dims, ...)
@@ -338,7 +341,7 @@ def read_observing(
 
 
 def _of_instruments(errors: Mapping[str, float], observation: xr.DataArray) -> xr.DataArray:
-    """Standard deviations of observations whose coordinate `instrument` names what made them."""
+    """Standard deviations of observations, from the coordinate `instrument` that names the instrument of each."""
     if INSTRUMENT not in observation.coords:
         raise ValueError(
             f"observation errors of the instruments {list(errors)}, and {observation.name!r} has the coordinates "
@@ -350,16 +353,16 @@ def _of_instruments(errors: Mapping[str, float], observation: xr.DataArray) -> x
 
 
 def errors(label: str, value: Any) -> torch.Tensor:
-    """Standard deviations or covariances as float64.
+    """Standard deviations or covariances in float64.
 
     Raises
     ------
     TypeError
-        For anything but real numbers.
+        If a value is not a real number.
     ValueError
-        For rows of uneven length.
+        If rows differ in length.
     """
-    return array_to_tensor(real_array(label, value, finite=False))  # R itself says which values may not be
+    return array_to_tensor(real_array(label, value, finite=False))  # the class of R refuses wrong values
 
 
 def observing_from(
@@ -369,23 +372,24 @@ def observing_from(
     times: int | None = None,
     positions: Positions | None = None,
 ) -> ObservingSystem:
-    """H and R, from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
+    """H and R, from standard deviations (one number, or one for each observation), or from a covariance matrix.
 
     Parameters
     ----------
     values : Tensor
     shape : tuple of int
-        Of the observations of one time.
+        Shape of the observations of one time.
     operator : Operator, optional
+        H; by default the state itself is observed.
     times : int, optional
-        Where standard deviations differ in time, how many times; the first axis of `values`.
+        Number of times, if standard deviations differ in time: the length of the first axis of `values`.
     positions : Positions, optional
-        Of the observations of an operator.
+        Positions of the observations of an operator.
 
     Raises
     ------
     ValueError
-        For any other shape.
+        If `values` have another shape.
     """
     size = math.prod(shape)
     if times is not None:
@@ -408,7 +412,7 @@ def observing_from(
 
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """Arrays that differ between experiments: a step of the dynamics and its time, R, and H of a few states."""
+    """Arrays by which experiments differ: a step of the dynamics and its time, R, and H of a few states."""
     tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
     if not dynamics.autonomous:
@@ -417,7 +421,7 @@ def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
         observed = [tensor_to_array(part).round(9) for part in observing.operator.identity(states)]
-        if not all(np.isfinite(part).all() for part in observed):  # H may be of levels, such as a logarithm
+        if not all(np.isfinite(part).all() for part in observed):  # H may need other values, as a logarithm does
             states = dynamics.start_states().double().flatten(1)
             observed = [tensor_to_array(part.float()) for part in observing.operator.identity(states)]
         arrays += observed
@@ -429,21 +433,21 @@ def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[
 def observing_of_fields(
     errors_of: Mapping[str, ObservingSystem], dynamics: Dynamics, times: int | None = None
 ) -> ObservingSystem:
-    """R of a packed state, from that of each field that is observed.
+    """R of a packed state, from the R of each observed field.
 
     Parameters
     ----------
     errors_of : mapping of str to ObservingSystem
-        By the fields' names. What nothing observes gets the root of the mean variance of the others, so that means
-        over R are those of what is observed.
+        R of each observed field, by the fields' names. Fields that are not observed get the root of the mean variance
+        of the others, so that a mean over R does not change.
     dynamics : Dynamics
     times : int, optional
-        Where standard deviations differ in time, how many times.
+        Number of times, if standard deviations differ in time.
 
     Raises
     ------
     ValueError
-        For a covariance beside errors that differ in time.
+        If one field has a covariance and another has errors that differ in time.
     """
     sizes = {field.name: field.geometry.size for field in dynamics.space}
     in_time = any(one.in_time for one in errors_of.values())

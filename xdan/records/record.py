@@ -1,4 +1,4 @@
-"""A Dataset understood: its variables are taken by their roles, arranged, and made into a record."""
+"""How a Dataset is understood: variables are taken by their roles, arranged, and made into a record."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 @shares_words
 class RecordWords(TypedDict, total=False):
-    """What a caller may say of a Dataset where its roles and attributes do not; each may be left out, or None.
+    """What a caller may say of a Dataset if its roles and attributes do not say it. Each word may be left out, or None.
 
     {record_words}
     """
@@ -66,33 +66,33 @@ class RecordWords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LabelledRecord:
-    """A record as the verbs need it: lazy arrays of one order of dims, and a small set-up.
+    """A record as the verbs need it: lazy arrays with one order of dims, and a small set-up.
 
     Attributes
     ----------
     setup : Setup
     observation : xarray.DataArray, dims (trajectory, time, *state), or (trajectory, time, obs)
-        The state's dims are those of its one field, or `state`: several fields are packed. Where one is not observed
-        there is NaN.
+        The state's dims are those of its only field, or `state` for several fields, which are packed. NaN stands for
+        what is not observed.
     truth : xarray.DataArray or None, dims (trajectory, time, *state)
     bare : bool
-        Whether the Dataset came without a trajectory dim.
+        Whether the Dataset has no dim `trajectory`.
     forecast : xarray.DataArray or None
-        A teacher's, of the truth's dims; the truth is then its analysis.
+        The forecast of a teacher, with the truth's dims. The teacher's analysis then stands in `truth`.
     sites : Sites, FieldSites or None
-        The rule by which observations are made, where the attributes say.
+        The rule by which sites are observed, if the attributes tell it.
     unlabelled : bool
-        Whether a bare record has no trajectory label either.
+        Whether a bare record has no label of its trajectory, either.
     labels : mapping of str to xarray.DataArray
-        Coordinates of trajectory, time and the fields' dims, as the record has them, in the geometries' order.
+        Coordinates of trajectory, time and the fields' dims, from the record, in the geometries' order.
     observed : tuple of str
         Names of the variables that hold observations.
     observed_parts : tuple of Part
-        What they hold of the state.
+        The parts of the state that these variables hold.
     lazy : bool
-        Whether observations are dask's in the Dataset.
+        Whether the Dataset's observations are dask arrays.
     notes : tuple of str
-        What results differ in from the record.
+        Sentences that say how results differ from the record.
     """
 
     setup: Setup
@@ -109,7 +109,7 @@ class LabelledRecord:
     notes: tuple[str, ...] = ()
 
     def with_its_dims(self, result: Labelled) -> Labelled:
-        """A result without the dim `trajectory` where the record has none; a label of the trajectory is kept."""
+        """Drop the dim `trajectory` of a result if the record has none. The label of the trajectory is kept."""
         if not self.bare or TRAJECTORY not in result.dims:
             return result
         return result.isel({TRAJECTORY: 0}, drop=self.unlabelled)
@@ -121,9 +121,7 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
     Raises
     ------
     ValueError
-        If there is none or its name is not registered.
-    TypeError
-        If the caller's is not a Dynamics.
+        If nothing names a dynamics, or its name is not registered.
     """
     if dynamics is not None:
         if not isinstance(dynamics, Dynamics):
@@ -148,22 +146,22 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
     if changed := changed_descriptions(ds.attrs):
         raise ValueError(
             f"the attributes {changed} are not what xdan wrote: they were changed or damaged. Expected them as they "
-            f"were; pass dynamics=, or drop the attribute {DIGEST!r} where they were changed on purpose"
+            f"were; pass dynamics=, or, if they were changed on purpose, drop the attribute {DIGEST!r}"
         )
     return model
 
 
 @dataclass(frozen=True)
 class _Variables:
-    """The variables of a record by their roles, as the Dataset or the caller has them.
+    """The variables of a record by their roles, from the Dataset or the caller.
 
     Attributes
     ----------
-    observation : xarray.DataArray, or dict of them by field
-    truth : xarray.DataArray, dict of them by field, or None
-    error : xarray.DataArray, array_like, or dict of them by field
+    observation : xarray.DataArray, or dict of DataArrays by field
+    truth : xarray.DataArray, dict of DataArrays by field, or None
+    error : xarray.DataArray, array_like, or dict of these by field
         R: standard deviations, or a covariance.
-    operator : xarray.DataArray, array_like, callable, dict of them by field, or None
+    operator : xarray.DataArray, array_like, callable, dict of these by field, or None
     """
 
     observation: OneOrFields
@@ -173,7 +171,7 @@ class _Variables:
 
 
 def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_truth: str | None) -> _Variables:
-    """Find every role, by the caller's words or by what the Dataset says."""
+    """Find the variable of every role, by the caller's words or in the Dataset."""
     listed = sorted(map(str, ds.data_vars))
     fields = "" if model.space.single else f", or one for each field, such as 'observation_{model.space.names[0]}'"
     observation = find_fields(ds, OBSERVATION, model, words.get("observation"), all_fields=False)
@@ -191,7 +189,7 @@ def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_t
     operator = _find_values(ds, OPERATOR, model, words.get("operator"))
     error = words.get("observation_error")
     if isinstance(error, Mapping) and any(OBS in one.dims or INSTRUMENT in one.coords for one in each(observation)):
-        error = dict(error)  # of instruments
+        error = dict(error)  # by instruments
     else:
         error = _find_values(ds, ERROR, model, error)
     covariance = find_fields(ds, ERROR_COVARIANCE, model, all_fields=False)
@@ -209,7 +207,7 @@ def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_t
 
 
 def _find_values(ds: xr.Dataset, role: Role, model: Dynamics, word: Any) -> Any:
-    """Find the variables that play a role, where the caller has no values; a mapping may hold both."""
+    """Find the variables of a role if the caller passes no values. A mapping may hold names and values."""
     if word is None or isinstance(word, str):
         return find_fields(ds, role, model, word, all_fields=False)
     if not names_fields(word):
@@ -219,24 +217,24 @@ def _find_values(ds: xr.Dataset, role: Role, model: Dynamics, word: Any) -> Any:
 
 
 def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[RecordWords]) -> LabelledRecord:
-    """Understand a Dataset, reading its coordinates and attributes but none of its data.
+    """Understand a Dataset. Its coordinates and attributes are read, but none of its data.
 
-    With climatology="record" some states of its truth are read.
+    With climatology="record", some states of the truth are read, too.
 
     Parameters
     ----------
     ds : xarray.Dataset
     needs_truth : str, optional
-        What the truth is needed for, if it is.
+        What needs the truth, in words for the message. By default the truth may be missing.
     **words
-        As in `RecordWords`.
+        The words of `RecordWords`.
 
     Raises
     ------
     TypeError
-        For what is no Dataset, or another word.
+        If `ds` is no Dataset, or a word is unknown.
     ValueError
-        For whatever is missing, misnamed or of the wrong size; the message says what was found and the remedy.
+        If a variable is missing, has a wrong name or a wrong size. The message says what came and what to do.
     """
     if not isinstance(ds, xr.Dataset):
         raise TypeError(
@@ -306,12 +304,12 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
 
 
 def _observed_names(variables: _Variables, model: Dynamics) -> list[str]:
-    """Names of the fields that are observed; all of them where observations are packed."""
+    """Names of the fields that are observed; all of them if the observations are packed."""
     return list(variables.observation) if isinstance(variables.observation, dict) else model.space.names
 
 
 def _read_operator(variables: _Variables, model: Dynamics, positions: Positions | None) -> Operator | None:
-    """H; None where observations lie at the state's sites."""
+    """H; None if the observations lie at the state's sites."""
     if isinstance(variables.observation, dict):
         if variables.operator is not None:
             names = [str(one.name) for one in each(variables.observation)]
@@ -374,7 +372,7 @@ def _check_units(variables: _Variables, model: Dynamics, direct: bool) -> None:
 
 
 def _deviations(error: Any) -> OneOrFields:
-    """The labelled ones among standard deviations."""
+    """The standard deviations that are labelled."""
     if isinstance(error, dict):
         return {name: one for name, one in error.items() if isinstance(_deviations(one), xr.DataArray)}
     labelled = isinstance(error, xr.DataArray) and not any(str(dim).endswith(DUAL) for dim in error.dims)
@@ -382,18 +380,19 @@ def _deviations(error: Any) -> OneOrFields:
 
 
 def _own_states(truth: xr.DataArray, model: Dynamics) -> xr.DataArray:
-    """States of a truth that stand for its climate, read."""
+    """Read states of a truth that stand for its climate."""
     states = spaced(truth).compute()
     refuse_fill_values(states.to_numpy(), str(truth.name), True, model)
     return states
 
 
 def check_words(words: Any) -> None:
-    """Refuse arguments beyond those that say what plays which role in a record.
+    """Refuse arguments that are not words of a record.
 
     Raises
     ------
     TypeError
+        If an argument is not one of `RecordWords`.
     """
     known = list(RecordWords.__annotations__)
     if unknown := [name for name in words if name not in known]:
@@ -403,13 +402,13 @@ def check_words(words: Any) -> None:
 
 
 def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Floating type to compute in: single or double precision, which torch has."""
+    """Floating type of the computation: single or double precision, as torch has both."""
     single = np.result_type(dtype, np.float32)
     return np.dtype(np.float32 if single == np.float32 else np.float64)
 
 
 def _read_sites(ds: xr.Dataset, model: Dynamics) -> Sites | FieldSites | None:
-    """The observing network that the attributes describe, if they do."""
+    """The observing network that the attributes describe; None if they describe none."""
     try:
         description = json.loads(ds.attrs["observing"])
         if isinstance(description, dict) and description.get("name") == "fields":

@@ -1,4 +1,4 @@
-"""Runs on a record: their variables under the record's labels."""
+"""Runs on a record: the variables of a run, with the record's labels."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _OLD_SMOOTHED = "estimate, at each time, of the state a window earlier"  # long_
 
 
 def imitate(labelled: LabelledRecord, teacher: Any) -> LabelledRecord:
-    """Put a run in the truth's place: a network is to make its analyses from its forecasts.
+    """Put a run in the truth's place: a network is to learn the run's analyses from the run's forecasts.
 
     Raises
     ------
     ValueError
-        If the run lacks one of them, is unfinished, or is of another record.
+        If the run lacks forecast or analysis, is unfinished, or was made on another record.
     """
     states = read_run(labelled, teacher, ("forecast", "analysis"), "teacher")
     return replace(labelled, truth=states["analysis"], forecast=states["forecast"])
 
 
 def held_in(labelled: LabelledRecord, run: xr.Dataset, names: Sequence[str]) -> list[str]:
-    """Names of what a run holds of the state, as one variable or as those of the fields."""
+    """Those names of states that a run holds, as one variable or as one for each field."""
     model = labelled.setup.dynamics
     return [name for name in names if states_of(run, Role(name, "run", ()), model) is not None]
 
 
 def sizes_in(labelled: LabelledRecord, run: xr.Dataset, name: str) -> dict[str, int]:
-    """Sizes of what a run holds of the state under a name; those of the first field."""
+    """Sizes of the state that a run holds under a name; for several fields, those of the first."""
     states = states_of(run, Role(name, "run", ()), labelled.setup.dynamics)
     return {str(dim): size for variable in each(states)[:1] for dim, size in variable.sizes.items()}
 
@@ -63,14 +63,14 @@ def read_run(
     Raises
     ------
     TypeError
-        If it is no Dataset.
+        If the run is no Dataset.
     ValueError
         If the run lacks one of them, is unfinished, or is of another record.
 
     Warns
     -----
     XdanWarning
-        If the smoothed state is asked for, and an early version wrote it at the time of the analysis. It is moved.
+        If the smoothed state is read, and an early version wrote it at the time of the analysis. It is then moved.
     """
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
@@ -111,29 +111,29 @@ def read_run(
 
 
 def warn_of_old_smoothed(run: xr.Dataset) -> int:
-    """Cycles by which `smoothed` lies too late: early versions of xdan kept it at the time of the analysis.
+    """Cycles by which `smoothed` lies too late: early versions of xdan stored it at the time of the analysis.
 
     Returns
     -------
     int
-        0 for a run of today, whose `smoothed` lies at the time that it is an estimate of.
+        0 for a run of this version: its `smoothed` lies at the time that it is an estimate of.
 
     Raises
     ------
     ValueError
-        If the run is an old one and does not say its lag.
+        If an early version made the run, and the run does not say its lag.
 
     Warns
     -----
     XdanWarning
-        If the run is an old one.
+        If an early version made the run.
     """
     old = [name for name, one in run.data_vars.items() if _OLD_SMOOTHED in str(one.attrs.get("long_name", ""))]
     if not old:
         return 0
     parameters = run.attrs.get("method_parameters", "{}")
     parameters = json.loads(parameters) if isinstance(parameters, str) else parameters
-    single = {"ienkf": 1, "ienkf-n": 1}.get(str(run.attrs.get("method")))  # whose lag is no parameter
+    single = {"ienkf": 1, "ienkf-n": 1}.get(str(run.attrs.get("method")))  # methods whose lag is no parameter
     lag = next((parameters[word] for word in ("lag", "window") if word in parameters), single)
     what = f"{old[0]!r} of this run lies at the time of the analysis, as in early versions of xdan"
     if not isinstance(lag, int):
@@ -150,7 +150,7 @@ def warn_of_old_smoothed(run: xr.Dataset) -> int:
 
 
 def _check_same_labels(reference: xr.DataArray, variable: xr.DataArray, dim: str, what: str) -> None:
-    """Refuse a run's variable whose labels are not the record's."""
+    """Refuse a variable of a run if its labels are not those of the record."""
     if dim not in variable.coords:
         return
     ours, theirs = reference.values, variable[dim].values

@@ -21,13 +21,13 @@ from ..core.formats import FORMAT, FORMATS
 from ..core.spaces import STATE, Coordinate
 
 TRAJECTORY, TIME, MEMBER, ITERATION = "trajectory", "time", "member", "iteration"
-CHANNEL = "channel"  # of a network's memory
-OBS = "obs"  # observations that are no sites of the state
+CHANNEL = "channel"  # dim of a network's memory
+OBS = "obs"  # dim of observations that do not lie at the state's sites
 DUAL = "_dual"  # suffix of the second dim of a covariance
 CONVENTIONS = "CF-1.11"
 DIGEST = "xdan_digest"  # attribute: digests of the attributes `dynamics` and `observing`
-TRUTH_DYNAMICS = "truth_dynamics"  # attribute: the model that made the truth, where it is not that of the forecasts
-WHOLE = "xdan_whole"  # attribute: names of the arrays of which every chunk is written, those of nothing but NaN too
+TRUTH_DYNAMICS = "truth_dynamics"  # attribute: the model that made the truth, if another model makes the forecasts
+WHOLE = "xdan_whole"  # attribute: names of the arrays whose chunks are all written, also chunks with nothing but NaN
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +37,7 @@ MEMBER_ATTRIBUTES = {"standard_name": "realization", "long_name": "ensemble memb
 
 
 class HasCoordinates(Protocol):
-    """What has coordinates by dims: a dynamics, or a part of its state."""
+    """An object with coordinates for its dims: a dynamics, or a part of its state."""
 
     @property
     def coordinates(self) -> Mapping[str, Coordinate]:
@@ -46,18 +46,19 @@ class HasCoordinates(Protocol):
 
 @dataclass(frozen=True)
 class Role:
-    """What a variable of a record stands for.
+    """The role of a variable in a record.
 
     Attributes
     ----------
     name : str
-        Of the role: the attribute `xdan_role` says it, or else the variable's own name.
+        Name of the role. A variable has it as its attribute `xdan_role`, or else as its name.
     keyword : str
         The verbs' argument by which a caller names the variable.
     dims : tuple of str
-        Its dims: "state" stands for those of a state, "observed" for those of the observations of one time.
+        Dims of the variable. "state" stands for the dims of a state, "observed" for those of the observations of one
+        time.
     power : int
-        Its units are those of the state to this power.
+        The variable's units are the state's units to this power.
     """
 
     name: str
@@ -66,19 +67,19 @@ class Role:
     power: int = 1
 
     def dims_in(self, state: Sequence[str], observed: Sequence[str]) -> tuple[str, ...]:
-        """The dims in a record whose states and observations have these."""
+        """The dims of the variable in a record whose states and observations have these dims."""
         words = {"state": state, "observed": observed}
         words |= {f"{name}_dual": [dim + DUAL for dim in dims] for name, dims in words.items()}
         return tuple(dim for word in self.dims for dim in words.get(word, (word,)))
 
     def attributes(self, long_name: str, units: str) -> dict[str, str]:
-        """Attributes of a variable that plays the role, for states in these units."""
+        """Attributes of a variable with this role, for states in these units."""
         return {"long_name": long_name, "xdan_role": self.name, "units": to_power(units, self.power)}
 
 
 OBSERVATION = Role("observation", "observation", (TRAJECTORY, TIME, "observed"))
 TRUTH = Role("truth", "truth", (TRAJECTORY, TIME, "state"))
-ERROR = Role("observation_error", "observation_error", (TIME, "observed"))  # time only where errors differ in it
+ERROR = Role("observation_error", "observation_error", (TIME, "observed"))  # with time only if errors differ in time
 ERROR_COVARIANCE = Role("observation_error_covariance", "observation_error", ("observed", "observed_dual"), power=2)
 OPERATOR = Role("observation_operator", "operator", (OBS, "state"), power=0)
 MODEL_ERROR = Role("model_error", "model_error", ("state",))
@@ -88,14 +89,14 @@ _CRITERIA = {role.name: {"xdan_role": f"^{role.name}$", "name": f"^{role.name}$"
 
 
 def find(ds: xr.Dataset, role: Role, name: str | None = None) -> xr.DataArray | None:
-    """Find the variable that plays a role: the one named by the caller, or by `xdan_role`, or by the role's name.
+    """Find the variable of a role: the caller names it, or its attribute `xdan_role` or its name is the role's name.
 
     Raises
     ------
     TypeError
-        If the caller's name is no name.
+        If the caller's name is not a string.
     ValueError
-        If the caller's name is not there, or several variables claim the role.
+        If no variable has the caller's name, or several variables claim the role.
     """
     if name is not None:
         if not isinstance(name, str):
@@ -122,7 +123,7 @@ def find(ds: xr.Dataset, role: Role, name: str | None = None) -> xr.DataArray | 
 
 
 def time_dims(variable: xr.DataArray) -> list[Hashable]:
-    """Dims of a variable that are of time: by their CF attributes, or because their coordinate holds dates."""
+    """Dims of time of a variable: their CF attributes say so, or their coordinate holds dates."""
     named = (*variable.cf.axes.get("T", []), *variable.cf.coordinates.get("time", []))
     dims = [dim for dim in named if dim in variable.dims]
     return list(dict.fromkeys([*dims, *(dim for dim in variable.dims if holds_dates(variable, dim))]))
@@ -150,7 +151,7 @@ def to_power(units: str, power: int) -> str:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """JSON of plain values, and of NumPy's numbers and arrays as plain ones."""
+    """JSON of plain values. NumPy's numbers and arrays become plain numbers and lists."""
 
     def plain(v: Any) -> Any:
         if isinstance(v, (np.generic, np.ndarray)):
@@ -166,14 +167,14 @@ def dual_of(dims: Sequence[str]) -> str:
 
 
 def averaged_dims(dim: str | Sequence[str]) -> list[str]:
-    """Dims to average over, of `trajectory` and `time`.
+    """Dims to average over; they may be `trajectory` and `time`.
 
     Raises
     ------
     TypeError
-        For what is no name, or no sequence of names.
+        If `dim` is neither a name nor a sequence of names.
     ValueError
-        For other names.
+        If a name is neither `trajectory` nor `time`.
     """
     dims: list[Any] = list(dim) if _has_items(dim) and not isinstance(dim, str) else [dim]
     if not all(isinstance(d, str) for d in dims):
@@ -188,11 +189,12 @@ def _has_items(value: Any) -> bool:
 
 
 def check_order(variable: xr.DataArray, dim: str, grid: HasCoordinates) -> None:
-    """Refuse labels that are the dynamics' own in another order; other labels, such as longitudes, are the user's.
+    """Refuse the labels of the dynamics in another order. Other labels, such as longitudes, may be in any order.
 
     Raises
     ------
     ValueError
+        If the labels are those of the dynamics, in another order.
     """
     expected = list(grid.coordinates[dim].values)
     labels = variable[dim].values.tolist() if dim in variable.coords else expected
@@ -206,7 +208,7 @@ def check_order(variable: xr.DataArray, dim: str, grid: HasCoordinates) -> None:
 
 
 def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
-    """Attributes that make a store self-describing; values that are not plain are written as JSON."""
+    """Attributes by which a store describes itself. Values that are not plain become JSON."""
     values = {key: value.item() if isinstance(value, np.generic) else value for key, value in more.items()}
     plain = {key: value if isinstance(value, (str, int, float)) else to_json(value) for key, value in values.items()}
     described = {
@@ -220,25 +222,25 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
 
 
 def description_digest(attributes: Mapping[Any, Any]) -> str:
-    """Digests of the attributes `dynamics` and `observing`, each behind its name."""
+    """Digests of the attributes `dynamics` and `observing`, each after the attribute's name."""
     words = {name: str(attributes[name]) for name in ("dynamics", "observing") if name in attributes}
     return " ".join(f"{name}:{hashlib.sha256(word.encode()).hexdigest()[:16]}" for name, word in words.items())
 
 
 def changed_descriptions(attributes: Mapping[Any, Any]) -> list[str]:
-    """Names of the attributes that are there and not what xdan wrote, by their digests."""
+    """Names of the attributes that xdan did not write as they are now: their digests differ."""
     written = (entry.partition(":") for entry in str(attributes.get(DIGEST, "")).split())
     present = dict(entry.split(":") for entry in description_digest(attributes).split())
     return [name for name, _, digest in written if name in present and present[name] != digest]
 
 
 def reference_site(average: xr.DataArray, what: str = "the gain") -> int:
-    """Site r that a symmetry average is about.
+    """The reference site r of a symmetry average.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If the array is no symmetry average.
     """
     if not isinstance(average, xr.DataArray) or not {"i", "j"} <= set(average.dims) or "reference" not in average.attrs:
         dims = getattr(average, "dims", type(average).__name__)

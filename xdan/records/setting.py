@@ -1,4 +1,4 @@
-"""The setting that a network was trained in, and how a record differs from it."""
+"""The setting in which a network was trained, and how a record differs from this setting."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ..core.observing import FieldSites, Sites
 from .blocks import Setup, tensor_to_array
 from .schema import Array
 
-_FEW = 0.1  # share of other intervals that counts as none
-_NEAR_SHARE = 0.25  # difference of the share of observations that counts as none
-_NEAR = 0.05  # relative difference of an error or of an interval that counts as none
-# Parameters of a dynamics that do not matter to a trained network, or that are compared apart.
+_FEW = 0.1  # the largest share of other intervals that is not mentioned
+_NEAR_SHARE = 0.25  # the largest difference of the shares of observations that is not mentioned
+_NEAR = 0.05  # the largest relative difference of errors or intervals that is not mentioned
+# Parameters of a dynamics that do not matter to a trained network, or that are compared elsewhere.
 _NOT_COMPARED = frozenset(("sites", "state", "timestep", "spin_up_time", "function", "label", "time_unit"))
 
 
 def differences(description: Mapping[str, Any], setup: Setup, sites: Sites | FieldSites | None) -> list[str]:
-    """Say in what a record differs from what a network was trained on, as far as the network's description tells.
+    """Say how a record differs from the training data of a network, as far as the network's description tells.
 
     Parameters
     ----------
     description : mapping
-        Of a network; where the network is a committee that was not trained together, its first member's training
+        Description of the network. For a committee that was not trained together, the training of its first member
         counts.
     setup : Setup
-        Of the record.
+        Set-up of the record.
     sites : Sites, FieldSites or None
-        The rule by which the record's observations are made, where it is known.
+        The rule by which the record's sites are observed, if it is known.
 
     Returns
     -------
@@ -47,12 +47,12 @@ def differences(description: Mapping[str, Any], setup: Setup, sites: Sites | Fie
 
 
 def disagreements(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say in what the trainings of several networks differ, as far as their descriptions tell.
+    """Say how the trainings of several networks differ, as far as their descriptions tell.
 
     Parameters
     ----------
     descriptions : sequence of mapping
-        Of networks.
+        Descriptions of the networks.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def disagreements(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _setting(data: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """A training's setting by name: each value to compare, and its text for a message."""
+    """The setting of a training, by name: each value to compare, and its text for a message."""
     setting: dict[str, tuple[Any, str]] = {}
     for name, key in (("interval", "interval"), ("observation error", "error_std")):
         if (ends := _range(data.get(key))) is not None:
@@ -86,14 +86,14 @@ def _setting(data: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same, or two ranges nearly so."""
+    """Whether two values are equal, or two ranges nearly equal."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return all(math.isclose(a, b, rel_tol=_NEAR) for a, b in zip(one, other, strict=True))
     return bool(one == other)
 
 
 def training_data(description: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What the last training of a network was on, or None where its description does not say."""
+    """Description of the data of a network's last training, or None if the network's description does not tell."""
     training = description.get("training")
     while isinstance(training, Mapping) and "data" not in training:
         members = training.get("committee")
@@ -103,14 +103,14 @@ def training_data(description: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def observed_otherwise(description: Mapping[str, Any], observation: Array) -> str:
-    """Say that another share of the state is observed than in training; nothing where it is about the same.
+    """Say that the observed share of the state differs from that in training; "" if the two are nearly equal.
 
     Parameters
     ----------
     description : mapping
-        Of a network.
+        Description of the network.
     observation : array, shape (R, K, *observations)
-        NaN where nothing is observed.
+        Observations; NaN stands for none.
     """
     data = training_data(description)
     trained = None if data is None else _share(data.get("observing"), math.prod(observation.shape[2:]))
@@ -124,7 +124,7 @@ def observed_otherwise(description: Mapping[str, Any], observation: Array) -> st
 
 
 def _share(observing: Any, size: int) -> float | None:
-    """Share of the observations that a description of an observing network makes, or None where it does not say."""
+    """Share of the sites that an observing network observes by its description, or None if this does not tell."""
     if isinstance(observing, (int, float)) and not isinstance(observing, bool):
         return float(observing) if 0 < observing <= 1 else None
     try:
@@ -135,7 +135,7 @@ def _share(observing: Any, size: int) -> float | None:
 
 
 def validation_innovation(description: Mapping[str, Any]) -> float | None:
-    """Mean square innovation, in units of R, that the network had on its validation record, where it is known."""
+    """Mean square innovation of the network on its validation record, in units of R; None if it is not known."""
     training = description.get("training")
     value = training.get("validation_innovation") if isinstance(training, Mapping) else None
     return float(value) if isinstance(value, (int, float)) and 0 < value < math.inf else None
@@ -166,7 +166,7 @@ def _interval(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:
     intervals = steps * setup.dynamics.timestep
     least, most = float(intervals.min()), float(intervals.max())
     other = (intervals < trained[0] * (1 - _NEAR)) | (intervals > trained[1] * (1 + _NEAR))
-    if other.mean() > _FEW:  # a gap here and there is no other setting
+    if other.mean() > _FEW:  # a few gaps make no other setting
         yield f"the interval is {_text(least, most)}, in training it was {_text(*trained)}"
 
 
@@ -195,7 +195,7 @@ def _sites(description: Mapping[str, Any]) -> str:
 
 
 def _range(value: Any) -> tuple[float, float] | None:
-    """Smallest and largest of a number or of a list of numbers; None for anything else."""
+    """Smallest and largest value of a number or a list of numbers; None for anything else."""
     try:
         numbers = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

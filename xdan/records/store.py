@@ -24,19 +24,19 @@ from .location import StoreLike, exists, is_local
 from .schema import WHOLE, Array, to_json
 
 _COMPRESSORS = (ZstdCodec(), Crc32cCodec())
-# What Zarr, its codecs and JSON raise where bytes are not what was written.
+# Errors that Zarr, its codecs and JSON raise if bytes are not those that were written.
 DAMAGE = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
-MISSING = (FileNotFoundError, NotADirectoryError, GroupNotFoundError)  # what Zarr raises where there is no group
+MISSING = (FileNotFoundError, NotADirectoryError, GroupNotFoundError)  # errors that Zarr raises if there is no group
 STATUS = "xdan_status"
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 
 def sealed(data: Labelled) -> Labelled:
-    """Ask Zarr to write every chunk of a Dataset or DataArray with a checksum, also chunks of nothing but NaN.
+    """Ask Zarr to write every chunk of a Dataset or DataArray with a checksum, also chunks with nothing but NaN.
 
-    A reader then knows that a chunk is damaged where it is missing, or differs from what was written.
-    Only Zarr's format 3 has the checksum: for format 2 take `drop_encoding()` first.
+    A reader then sees that a chunk is damaged if the chunk is missing or differs from what was written.
+    Only Zarr's format 3 has the checksum. To write format 2, call `drop_encoding()` first.
     """
     sealed_copy: Labelled = data.copy(deep=False)
     arrays = [*sealed_copy.coords.values(), *(sealed_copy.data_vars.values() if isinstance(data, xr.Dataset) else ())]
@@ -53,25 +53,26 @@ def _seal() -> dict[str, Any]:
 
 
 def check_mode(mode: Any) -> None:
-    """Refuse what is no mode of writing.
+    """Refuse a mode of writing other than "w-" and "w".
 
     Raises
     ------
     ValueError
+        For any other mode.
     """
     if not isinstance(mode, str) or mode not in ("w", "w-"):
         raise ValueError(f"mode={shown(mode)}: expected 'w-' (new store) or 'w' (overwrite)")
 
 
 def check_writable(store: StoreLike, mode: str) -> None:
-    """Refuse to overwrite, and never overwrite what is no Zarr store.
+    """Refuse to overwrite without mode "w"; never overwrite anything but a Zarr store.
 
     Raises
     ------
     ValueError
         For an unknown mode.
     FileExistsError
-        If something is there and mode is not "w", or it is a file or a folder of other things.
+        If the store exists and mode is not "w", or the path is a file or a folder without a Zarr store.
     """
     check_mode(mode)
     if not exists(store):
@@ -83,12 +84,12 @@ def check_writable(store: StoreLike, mode: str) -> None:
 
 
 def check_apart(ds: xr.Dataset, store: StoreLike, observations: Sequence[str]) -> None:
-    """Refuse to write into the store that a Dataset is read from, or into one that holds a record.
+    """Refuse to write into the store that a Dataset is read from, or into a store that holds a record.
 
     Raises
     ------
     ValueError
-        If it is the same folder, or there are observations in it.
+        If the two folders are the same, or the store holds observations.
     """
     source = ds.encoding.get("source")
     if isinstance(source, str) and is_local(source) and is_local(store) and Path(source).resolve() == store.resolve():
@@ -102,7 +103,7 @@ def check_apart(ds: xr.Dataset, store: StoreLike, observations: Sequence[str]) -
 
 
 def check_contents(ds: xr.Dataset) -> None:
-    """Warn where a local store lacks arrays that the attributes of its Dataset list.
+    """Warn if a local store lacks arrays that the attributes of its Dataset list.
 
     Warns
     -----
@@ -122,18 +123,18 @@ def check_contents(ds: xr.Dataset) -> None:
 
 
 def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: bool = False) -> None:
-    """Refuse a variable whose local Zarr array, or whose labels there, lack chunks: they would read as NaN or zero.
+    """Refuse a variable if its local Zarr array or its labels lack chunks: these would read as NaN or zero.
 
-    A Dataset that xdan made says in its attributes that every chunk is written, and each of its arrays has a checksum.
-    An array without either, such as one that a user has masked and saved, may lack chunks of nothing but NaN.
+    The attributes of a Dataset that xdan made say that every chunk is written, and each array has a checksum. An array
+    without these, such as one that a user has masked and saved, may lack chunks with nothing but NaN.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        As it was opened.
+        The Dataset as it was opened.
     variable : xarray.DataArray or None
     may_be_empty : bool
-        Whether a chunk may hold nothing but NaN, as of observations. A warning then takes the place of the error,
+        Whether a chunk may hold nothing but NaN, as chunks of observations may. A warning then replaces the error,
         unless xdan wrote the array.
 
     Raises
@@ -144,7 +145,7 @@ def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: 
     Warns
     -----
     XdanWarning
-        If chunks are missing that may be empty.
+        If chunks are missing, and a chunk may be empty.
     """
     folder = _folder(ds)
     if variable is None or folder is None:
@@ -178,7 +179,10 @@ def _folder(ds: xr.Dataset) -> Path | None:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """How many chunks of an array are there, of how many, and whether they have a checksum; a shard is one chunk."""
+    """Numbers of chunks of an array that exist and that should exist, and whether they have a checksum.
+
+    A shard counts as one chunk.
+    """
 
     there: int
     total: int
@@ -186,11 +190,11 @@ class _Chunks:
 
 
 def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> _Chunks | None:
-    """Count the chunks of an array; None for an array that is not the one opened."""
+    """Count the chunks of an array; None if the array in the folder is not the array that was opened."""
     try:
         array = zarr.open_array(folder, path=name, mode="r")
     except FileNotFoundError:
-        # Consolidated metadata may know of an array whose folder is gone.
+        # Consolidated metadata may list an array whose folder is gone.
         try:
             array = zarr.open_group(folder, mode="r").get(name)  # type: ignore[assignment]
         except (*MISSING, *DAMAGE):
@@ -201,10 +205,10 @@ def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> _Chunks | None:
         return None
     try:
         sizes = array.shards or array.chunks
-    except NotImplementedError:  # chunks of no one size
+    except NotImplementedError:  # the chunks differ in size
         return None
     grid = [range(-(-length // max(1, step))) for length, step in zip(array.shape, sizes, strict=True)]
-    # Zarr's own count lists the folder: for a million chunks that takes minutes, and looking for each file seconds.
+    # Zarr counts by listing the folder, minutes for a million chunks. Looking for each file takes seconds.
     files = (f"{folder}/{name}/{array.metadata.encode_chunk_key(place)}" for place in itertools.product(*grid))
     checksum = any(isinstance(codec, Crc32cCodec) for codec in array.compressors)
     return _Chunks(sum(map(os.path.isfile, files)), math.prod(map(len, grid)), checksum)
@@ -223,7 +227,7 @@ def digest(*values: Any) -> str:
 
 
 def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
-    """Write named arrays, one chunk each, and a JSON description as one group, replacing what is there."""
+    """Write named arrays, one chunk each, and a JSON description as one group. An old group is replaced."""
     attributes: dict[str, Any] = {
         "description": to_json(description),
         "arrays": sorted(arrays),
@@ -258,14 +262,14 @@ def consolidate(store: StoreLike) -> None:
 
 
 def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Read what a group of arrays says of itself, and the arrays' shapes, but none of their values.
+    """Read the description of a group of arrays, and the arrays' shapes, but none of their values.
 
     Raises
     ------
     FileNotFoundError
         If there is no such group.
     ValueError
-        If it is not of that kind, or was cut short or changed.
+        If `write_arrays` did not write the group, or it was cut short or changed.
     """
     place = f"{store} ({path or 'root'})"
     try:
@@ -273,7 +277,9 @@ def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[
     except MISSING:
         raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
     except DAMAGE as reason:
-        raise ValueError(f"{place} is no Zarr group, or is damaged: {reason}") from None
+        raise ValueError(
+            f"{place} is no Zarr group, or is damaged: {reason}; expected a store that xdan wrote"
+        ) from None
     try:
         names, text = group.attrs.get("arrays"), group.attrs.get("description")
         if not isinstance(names, list) or not isinstance(text, str):
@@ -283,7 +289,7 @@ def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[
             )
         missing = [name for name in names if not isinstance(group.get(str(name)), zarr.Array)]
         if missing:
-            raise ValueError(f"{place} was cut short: arrays {missing} are missing")
+            raise ValueError(f"{place} was cut short: arrays {missing} are missing; write it again, or use a copy")
         description = json.loads(text)
         shapes = {str(name): tuple(group[str(name)].shape) for name in names}  # type: ignore[union-attr]
     except DAMAGE as reason:
@@ -294,14 +300,14 @@ def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[
 
 
 def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Read what `write_arrays` wrote; nothing is unpickled, imported or executed.
+    """Read the arrays and the description that `write_arrays` wrote; nothing is unpickled, imported or executed.
 
     Raises
     ------
     FileNotFoundError
         If there is no such group.
     ValueError
-        If it is not of that kind, or was cut short or changed.
+        If `write_arrays` did not write the group, or it was cut short or changed.
     """
     description, shapes = read_description(store, path)
     group = zarr.open_group(store, path=path, mode="r")
@@ -309,14 +315,18 @@ def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str
         arrays = {name: np.asarray(group[name][...]) for name in shapes}  # type: ignore[index]
         same = _digest(arrays, description) == group.attrs.get("digest")
     except DAMAGE as reason:
-        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: {reason}") from None
+        raise ValueError(
+            f"{store} ({path or 'root'}) was cut short or changed: {reason}; write it again, or use a copy"
+        ) from None
     if not same:
-        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: its digest does not match")
+        raise ValueError(
+            f"{store} ({path or 'root'}) was cut short or changed: its digest does not match; write it again, or use a copy"
+        )
     return arrays, description
 
 
 def _new(store: StoreLike) -> Literal["w", "w-"]:
-    """Zarr's mode for a store that may be written to: "w", which empties it, only where there is a Zarr group."""
+    """Zarr's mode of writing: "w", which empties the store, only if the store is a Zarr group."""
     return "w" if exists(store) else "w-"
 
 

@@ -1,4 +1,4 @@
-"""A store that a run fills block by block; after a kill, the same run goes on where it was."""
+"""A store that a run fills block by block. After a kill, the same run goes on from the last whole block."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ _RESUME = "xdan_resume"
 class Stream:
     """A store that is filled block by block.
 
-    The template is written first, then whole regions. A group apart counts the blocks that are done, and holds the
-    state to carry on with. It is removed at the end, so that an unbroken run and a resumed one leave the same store.
+    The template is written first, then whole regions. Another group counts the blocks that are done, and holds the
+    state from which the run goes on. It is removed at the end: an unbroken run and a resumed run leave equal stores.
 
-    A run that is smoothed goes through the blocks twice, forward and backward. The group then holds the state that each
-    block began with, until the backward pass has done that block.
+    A smoothed run goes through the blocks twice, forward and backward. The group then holds the state that each block
+    began with, until the backward pass has done this block.
 
     Parameters
     ----------
     store : path or Zarr store
-        As `locate` gives it; the caller is its only writer.
+        The store that `locate` returns. The caller is its only writer.
     template : xarray.Dataset
-        Dask arrays stand for what is to come; the rest is written at once.
+        The result without its values. Its dask arrays are filled later; all other arrays are written at once.
     plan : Plan
-        Regions, the template's chunks.
+        Regions of the store: the template's chunks.
     identity : str
-        Of the run; another run's store is refused.
+        Digest of the run. The store of a run with another digest is refused.
     mode : {"w-", "w"}
-        An unfinished run of the same identity is taken up whatever the mode.
+        "w" overwrites a store. An unfinished run of the same identity goes on in both modes.
     lags : mapping of str to int, optional
-        Variables whose values belong to an earlier cycle, and how many cycles earlier; the last times have none.
+        Number of cycles by which values are moved to earlier times, by variable. The last times have no values.
     backward : bool
-        Whether the blocks are gone back over, too.
+        Whether a backward pass goes over the blocks, too.
 
     Warns
     -----
     XdanWarning
-        If an earlier version began the run, and kept less of it: the run goes on without those variables.
+        If an earlier version began the run and did not keep all variables. The run goes on without these.
 
     Raises
     ------
@@ -75,7 +75,7 @@ class Stream:
         self.absent: list[str] = []
         stored_identity, unfinished = self._stored(mode) if exists(store) else (None, False)
         if stored_identity is None and unfinished:
-            mode = "w"  # killed before the first block
+            mode = "w"  # the run was killed before the first block
         if stored_identity != identity:
             if stored_identity is not None and mode != "w":
                 raise FileExistsError(
@@ -89,7 +89,7 @@ class Stream:
             self._check_held(template)
 
     def _begin(self, place: StoreLike, template: xr.Dataset, identity: str) -> None:
-        """Write the template, and that nothing is done."""
+        """Write the template, and that no block is done."""
         marked = template.assign_attrs({STATUS: "unfinished"})
         empty = "w" if exists(place) else "w-"
         marked.to_zarr(place, mode=empty, compute=False, consolidated=False, zarr_format=3)  # type: ignore[call-overload]
@@ -99,7 +99,7 @@ class Stream:
         resume.attrs["identity"] = identity
 
     def _check_held(self, template: xr.Dataset) -> None:
-        """Note which variables an unfinished run of an earlier version does not have."""
+        """Note the variables that an unfinished run of an earlier version lacks."""
         group = zarr.open_group(self.store, mode="r")
         self.absent = sorted(str(name) for name in template.data_vars if str(name) not in group)
         if self.absent:
@@ -131,11 +131,11 @@ class Stream:
             return None, unfinished
 
     def done(self, i: int) -> int:
-        """Blocks of the i-th row of the plan that are written."""
+        """Number of blocks of the i-th row of the plan that are written."""
         return self._count("done", i)
 
     def smoothed(self, i: int) -> int:
-        """Blocks of the i-th row of the plan that the backward pass has written; they are the last ones in time."""
+        """Number of blocks of the i-th row that the backward pass has written; these are the last blocks in time."""
         return self._count("smoothed", i)
 
     def _count(self, name: str, i: int) -> int:
@@ -143,7 +143,7 @@ class Stream:
         return int(np.asarray(array[i]))  # type: ignore[index]
 
     def carry(self, i: int) -> Carry | None:
-        """State to carry on with after `done` blocks."""
+        """State from which the run goes on after `done` blocks."""
         return self.begun(i, self.done(i))
 
     def begun(self, i: int, t: int) -> Carry | None:
@@ -151,12 +151,12 @@ class Stream:
         return read_arrays(self.store, f"{_RESUME}/carry/{i}/{t}")[0] if t else None
 
     def handed_back(self, i: int) -> Carry | None:
-        """What the backward pass carries on with after `smoothed` blocks."""
+        """State from which the backward pass goes on after `smoothed` blocks."""
         t = self.plan.shape[1] - self.smoothed(i)
         return read_arrays(self.store, f"{_RESUME}/back/{i}/{t}")[0] if t < self.plan.shape[1] else None
 
     def write(self, i: int, t: int, outputs: Mapping[str, Array], carry: Carry) -> None:
-        """Write a block and then, only then, mark it as done."""
+        """Write a block, and mark it as done after that."""
         group = zarr.open_group(self.store, mode="r+")
         for name, value in outputs.items():
             if name in self.absent:
@@ -174,7 +174,7 @@ class Stream:
             self._forget(f"carry/{i}/{t}")
 
     def write_back(self, i: int, t: int, outputs: Mapping[str, Array], carry: Carry) -> None:
-        """Write what the backward pass makes of a block, and then mark it as done."""
+        """Write the result of the backward pass for a block, and mark the block as done after that."""
         group = zarr.open_group(self.store, mode="r+")
         for name, value in outputs.items():
             array = group[name].with_config({"write_empty_chunks": True})  # type: ignore[union-attr]
@@ -185,25 +185,25 @@ class Stream:
         self._forget(f"carry/{i}/{t}")
 
     def _forget(self, name: str) -> None:
-        """Remove a state that nothing goes on from any more."""
+        """Remove a state that no block needs any more."""
         group = zarr.open_group(self.store, mode="r+")
         if f"{_RESUME}/{name}" in group:
             del group[f"{_RESUME}/{name}"]
 
     def write_scalars(self, values: Mapping[str, Array]) -> None:
-        """Write what does not depend on trajectory and time."""
+        """Write the variables that do not depend on trajectory and time."""
         group = zarr.open_group(self.store, mode="r+")
         for name, value in values.items():
             group[name].with_config({"write_empty_chunks": True})[...] = value  # type: ignore[union-attr]
 
     def finish(self, attributes: Mapping[str, Any] | None = None) -> None:
-        """Add attributes, remove the traces of the run and seal the store."""
+        """Add attributes, remove the group that counts the blocks, and seal the store."""
         if is_local(self.store):
             for leftover in Path(self.store).rglob("*.partial"):
                 leftover.unlink()
         group = zarr.open_group(self.store, mode="r+")
         whole = {**dict(group.attrs), **(attributes or {})}
         whole.pop(STATUS, None)
-        group.attrs.put(whole)  # a kill from here on leaves a whole store, and some of what it was resumed from
+        group.attrs.put(whole)  # after a kill from here on, the store is whole, and some of the other group is left
         del group[_RESUME]
         consolidate(self.store)

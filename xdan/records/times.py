@@ -1,4 +1,4 @@
-"""A record's times and a model's: dates and numbers as model time, and the steps between analyses."""
+"""The times of a record and of a model: dates and numbers as model time, and the steps between analyses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..core.checks import XdanWarning, shown
 from ..core.dynamics import Dynamics, check_time_unit, in_words
 from .schema import TIME, Array, holds_dates, is_cftime
 
-TOLERANCE = 0.05  # share of a time step by which a time may lie beside a step
-_EQUAL = 1e-4  # relative difference of an interval from a number of steps that counts as none
+TOLERANCE = 0.05  # share of a time step by which a time may differ from a step
+_EQUAL = 1e-4  # the largest relative difference of an interval from a whole number of steps that is not mentioned
 DATE_ATTRIBUTES = {"axis": "T", "standard_name": "time", "long_name": "time"}
 _SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "week": 604800.0}
 _SPELLINGS = {
@@ -38,16 +38,16 @@ _SECONDS |= {"millisecond": 1e-3, "microsecond": 1e-6, "nanosecond": 1e-9}
 
 
 def steps_between(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Model steps before each time of a variable, 0 before the first.
+    """Model steps from the time before to each time of a variable, 0 for the first.
 
-    Times need not be whole steps apart to the last digit. Where an interval differs from a number of steps by more than
-    a part in 10^4, or by more than rounding, every time is taken as on the nearest step, counted from the first time.
-    All times must be within `TOLERANCE` of a step of one.
+    Intervals need not be whole numbers of steps to the last digit. If an interval differs from a whole number of steps
+    by more than 1e-4 of it and by more than rounding, every time is moved to the nearest step, counted from the first
+    time. Every time must lie within `TOLERANCE` time steps of a step.
 
     Parameters
     ----------
     variable : xarray.DataArray
-        With the coordinate `time`: numbers, datetime64, timedelta64, or cftime dates of any calendar.
+        A variable with the coordinate `time`: numbers, datetime64, timedelta64, or cftime dates of any calendar.
     model : Dynamics
 
     Returns
@@ -57,13 +57,13 @@ def steps_between(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np
     Raises
     ------
     ValueError
-        If there are no times, they do not increase, they cannot be understood as model time, or one of them is no
-        whole number of steps after the first.
+        If there are no times, the times do not increase, they cannot be converted to model time, or a time does not
+        lie a whole number of steps after the first time.
 
     Warns
     -----
     XdanWarning
-        Where times were moved to the nearest step: how many intervals, and how far.
+        If times were moved to the nearest step. The warning says how many, and how far.
     """
     elapsed, rounding = model_time_since_first(variable, model)
     intervals = np.diff(elapsed)
@@ -85,13 +85,13 @@ def steps_between(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np
             raise ValueError(_no_multiple(variable, model, float(intervals[np.argmax(between)])))
         warnings.warn(
             f"{int(between.sum())} of {len(intervals)} intervals of time are no whole number of the {model.label} time "
-            f"step {model.timestep:g}: their times are up to {apart.max():.2g} of a step beside one, and are taken as "
-            "on it. Choose a shorter timestep= of the dynamics where that matters",
+            f"step {model.timestep:g}: times lie up to {apart.max():.2g} of a step beside one, and are moved to the "
+            "nearest. Choose a shorter timestep= of the dynamics if that matters",
             XdanWarning,
             stacklevel=4,
         )
     if len(steps):
-        model.steps_in(float(steps.max()) * model.timestep)  # refuses a number that times in other units give
+        model.steps_in(float(steps.max()) * model.timestep)  # refuses the number that times in other units give
     return np.concatenate([[0], steps]).astype(np.int64)
 
 
@@ -109,15 +109,15 @@ def _no_multiple(variable: xr.DataArray, model: Dynamics, interval: float) -> st
 def model_time_since_first(
     variable: xr.DataArray, model: Dynamics
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Model time since a variable's first time, shape (K,), and how far rounding may have moved an interval.
+    """Model time since a variable's first time, shape (K,), and by how much rounding may have changed an interval.
 
-    Dates, time differences, and numbers whose `units` are a CF unit of time of fixed length are converted by the
-    dynamics' `time_unit`. Other numbers are model time.
+    The dynamics' `time_unit` converts dates, time differences, and numbers whose `units` are a CF unit of time with a
+    fixed length. Other numbers are model time.
 
     Raises
     ------
     ValueError
-        If there are no times, or they cannot be understood as model time.
+        If there are no times, or they cannot be converted to model time.
     """
     if TIME not in variable.coords:
         raise ValueError("dim 'time' has no coordinate: expected analysis times in model time units, or dates")
@@ -149,10 +149,10 @@ def first_model_time(variable: xr.DataArray, model: Dynamics) -> float:
     Raises
     ------
     ValueError
-        If there are no times, they cannot be understood as model time, or there are dates and the model does not say
-        at which its time is 0.
+        If there are no times; if they cannot be converted to model time; or if they are dates and the model does not
+        say at which date its time is 0.
     """
-    model_time_since_first(variable, model)  # refuses what are no times
+    model_time_since_first(variable, model)  # refuses values that are no times
     coordinate = variable[TIME]
     first = coordinate.values[0]
     if coordinate.dtype.kind == "m":
@@ -168,8 +168,8 @@ def since_origin(date: Any, model: Dynamics) -> float:
     Raises
     ------
     ValueError
-        If the model does not say how long a unit of its time lasts, or when its time is 0; or says it in another
-        calendar.
+        If the model does not say how long a unit of its time lasts, or at which date its time is 0; or if this date
+        is of another calendar.
     """
     if model.time_origin is None or model.time_unit is None:
         raise ValueError(
@@ -188,50 +188,50 @@ def since_origin(date: Any, model: Dynamics) -> float:
 
 
 def units_in_model_time(attributes: Any, model: Dynamics) -> float:
-    """How much model time one unit of a coordinate of numbers is.
+    """Model time in one unit of a coordinate of numbers.
 
-    Words that are no unit of time, such as "1" or "model time units", and no words, say model time: 1.
+    The result is 1, for model time, if `units` is missing or is no unit of time, such as "1" or "model time units".
 
     Parameters
     ----------
     attributes : mapping
-        Of the coordinate: `units`, such as "hours" or "hours since 2000-01-01"; `time_unit`, how long one of its
-        units of model time lasts, as `twin` writes it.
+        Attributes of the coordinate: `units`, such as "hours" or "hours since 2000-01-01"; and `time_unit`, which
+        `twin` writes: how long one unit of model time lasts.
     model : Dynamics
 
     Raises
     ------
     ValueError
-        If the units are of time and the dynamics has no `time_unit`; if they have no fixed length, as months; or if
-        the coordinate counts in another unit of model time.
+        If `units` is a unit of time and the dynamics has no `time_unit`; if the unit has no fixed length, as a month;
+        or if the coordinate's unit of model time is not that of the dynamics.
     """
-    units, own = attributes.get("units"), model.time_unit
+    units, time_unit = attributes.get("units"), model.time_unit
     name = _unit(units)
     if name is None:
         _check_model_unit(attributes.get("time_unit"), model)
         return 1.0
-    if own is None:
+    if time_unit is None:
         raise ValueError(
             f"time is in {units!r}, but the dynamics {model.label!r} counts in dimensionless model time: expected "
-            f"times in those. {_remedy(model)}; or convert, for example ds.assign_coords(time=('time', ds.time.values "
-            "/ 5.0, {'axis': 'T', 'units': '1'})) where one model time unit is 5 of them"
+            f"times in model time. {_remedy(model)}; or convert, for example ds.assign_coords(time=('time', "
+            "ds.time.values / 5.0, {'axis': 'T', 'units': '1'})) if one model time unit is 5 of these units"
         )
     if name not in _SECONDS:
         raise ValueError(
             f"time is in {units!r}, which has no fixed length: expected dates, or a unit from nanoseconds to weeks. "
             "Decode the record's dates, for example by xr.decode_cf(ds)"
         )
-    return _SECONDS[name] / _seconds(own)
+    return _SECONDS[name] / _seconds(time_unit)
 
 
 def _check_model_unit(written: Any, model: Dynamics) -> None:
-    """Refuse model time in another unit than the dynamics', where both are known."""
+    """Refuse model time in a unit other than that of the dynamics, if both units are known."""
     if model.time_unit is None or not isinstance(written, str):
         return
     try:
         theirs, ours = check_time_unit(written), check_time_unit(model.time_unit)
     except (TypeError, ValueError):
-        return  # other words
+        return  # the words are no length of time
     if theirs != ours:
         raise ValueError(
             f"time counts in units of {written}, but one unit of model time of {model!r} is {in_words(ours)}: expected "
@@ -240,7 +240,7 @@ def _check_model_unit(written: Any, model: Dynamics) -> None:
 
 
 def same_times(ours: xr.DataArray, theirs: xr.DataArray) -> bool:
-    """Whether two coordinates hold the same times, to a thousandth of the shortest interval of the first."""
+    """Whether two coordinates hold equal times, to a thousandth of the shortest interval of the first."""
     a, b = ours.values, theirs.values
     kinds = ["n" if values.dtype.kind in "fiu" else values.dtype.kind for values in (a, b)]
     if a.shape != b.shape or kinds[0] != kinds[1] or kinds[0] not in "nMmO":
@@ -254,14 +254,14 @@ def same_times(ours: xr.DataArray, theirs: xr.DataArray) -> bool:
 
 
 def positions_among(ours: xr.DataArray, theirs: xr.DataArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Positions of times in an ascending coordinate of times, -1 where it does not hold them.
+    """Positions of times in an ascending coordinate of times, -1 for times that this coordinate lacks.
 
-    Times are the same that differ by less than a thousandth of the shortest interval.
+    Two times count as equal if they differ by less than a thousandth of the shortest interval.
 
     Raises
     ------
     ValueError
-        For two kinds of times, such as numbers and dates.
+        If the times are of two kinds, such as numbers and dates.
     """
     a, b = ours.values, theirs.values
     kinds = ["n" if values.dtype.kind in "fiu" else values.dtype.kind for values in (a, b)]
@@ -269,7 +269,7 @@ def positions_among(ours: xr.DataArray, theirs: xr.DataArray) -> np.ndarray[Any,
         if kinds[0] != kinds[1] or kinds[0] not in "nMmO":
             raise TypeError
         known, wanted = _as_numbers(a - a[0]), _as_numbers(b - a[0])
-    except TypeError:  # dates of two calendars too
+    except TypeError:  # also for dates of two calendars
         raise ValueError(
             f"times are of {a.dtype}, the first is {a[0]}, and of {b.dtype}, the first is {b[0]}: expected the same "
             "kind of times, of one calendar"
@@ -282,10 +282,10 @@ def positions_among(ours: xr.DataArray, theirs: xr.DataArray) -> np.ndarray[Any,
 
 
 def drawn_times(coordinate: xr.DataArray) -> tuple[Array, str]:
-    """Times as the values of a picture's axis, and the label of that axis.
+    """Times as values on the axis of a picture, and the label of this axis.
 
-    Numbers and datetime64 stay. Pictures know one calendar: cftime dates become days since the first of them, and time
-    differences days.
+    Numbers and datetime64 stay as they are. Pictures know one calendar only: cftime dates become days since the first
+    date. Time differences become days.
     """
     times = coordinate.values
     if times.dtype.kind == "M":
@@ -298,28 +298,28 @@ def drawn_times(coordinate: xr.DataArray) -> tuple[Array, str]:
 
 
 def dates_from(start: Any, steps: np.ndarray[Any, np.dtype[np.int64]], model: Dynamics) -> Array:
-    """Dates of analyses that begin at a date.
+    """Dates of analyses, from the date of the first.
 
     Parameters
     ----------
     start : numpy.datetime64, datetime.datetime or cftime.datetime
-        The first of them; all are of its calendar.
+        Date of the first analysis. All dates are of its calendar.
     steps : array of int64, shape (K,)
-        Model steps before each analysis, 0 before the first.
+        Model steps from the analysis before to each analysis, 0 for the first.
     model : Dynamics
-        With a `time_unit`.
+        A dynamics with a `time_unit`.
 
     Returns
     -------
     array, shape (K,)
-        Of datetime64 in the coarsest unit that holds a step, or of cftime dates.
+        datetime64 in the coarsest unit that can express a step, or cftime dates.
 
     Raises
     ------
     TypeError
-        If the start is no date.
+        If `start` is no date.
     ValueError
-        If the dynamics has no `time_unit`, or there are no such dates.
+        If the dynamics has no `time_unit`, or the calendar or the type cannot hold the dates.
     """
     _check_start(start)
     if model.time_unit is None:
@@ -345,7 +345,7 @@ def dates_from(start: Any, steps: np.ndarray[Any, np.dtype[np.int64]], model: Dy
         if np.datetime_data(first.dtype)[0] in ("Y", "M", "W", "D", "h", "m"):
             first = first.astype("datetime64[s]")
         dates = first + count.astype(f"timedelta64[{name}]")
-    if not (dates[1:] > dates[:-1]).all():  # not by differences, which hide that a date has wrapped around
+    if not (dates[1:] > dates[:-1]).all():  # differences would hide that a date has wrapped around
         raise ValueError(
             f"start={shown(start)}: the dates of {len(dates)} cycles cannot be told apart, or its type ends before "
             "them; expected fewer cycles, a longer step, or a start in seconds: np.datetime64('2000-01-01', 's')"
@@ -354,7 +354,7 @@ def dates_from(start: Any, steps: np.ndarray[Any, np.dtype[np.int64]], model: Dy
 
 
 def _check_start(start: Any) -> None:
-    """Refuse what is no date, or one that no others can be counted from."""
+    """Refuse a start that is no date, or a date from which no other dates can be counted."""
     date = isinstance(start, (np.datetime64, datetime.datetime)) or is_cftime(start)
     if not date or np.ndim(start):
         raise TypeError(
@@ -367,7 +367,7 @@ def _check_start(start: Any) -> None:
 
 
 def _as_numbers(differences: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Differences of times as numbers: those of dates in seconds."""
+    """Differences of times as numbers; differences of dates are in seconds."""
     if differences.dtype.kind == "m":
         seconds: Array = differences / np.timedelta64(1, "s")
         return seconds
@@ -395,19 +395,19 @@ def _seconds(time_unit: Any) -> float:
 
 
 def _remedy(model: Dynamics, verb: str = "Pass") -> str:
-    """What to do about a dynamics without a unit of time."""
+    """What to do if a dynamics has no unit of time, in words."""
     cls = type(model)
     name = f"xdan.{cls.__name__}" if cls.__module__.startswith("xdan.") else cls.__name__
     inside = "" if cls.__name__.startswith("Lorenz") else "..., "
-    return f"{verb} dynamics={name}({inside}time_unit=np.timedelta64(5, 'D')) where one unit of model time is 5 days"
+    return f"{verb} dynamics={name}({inside}time_unit=np.timedelta64(5, 'D')) if one unit of model time is 5 days"
 
 
 def _unit(units: Any) -> str | None:
-    """Name of the unit of time that an attribute speaks of, or None."""
+    """Name of the unit of time in an attribute, or None."""
     if not isinstance(units, str):
         return None
     word = units.split(" since ")[0].strip().lower()
     known = _SPELLINGS.get(word) or (_SPELLINGS.get(word[:-1]) if word.endswith("s") else None)
     if known is None and " since " in units:
-        return word  # of a calendar, whatever it is
+        return word  # a unit of some calendar
     return known

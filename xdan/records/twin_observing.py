@@ -1,4 +1,4 @@
-"""Observing systems of twin experiments: H and R built from what an experiment says, and checked."""
+"""Observing systems of twin experiments: H and R are made from the experiment's parameters, and checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> O
     ----------
     experiment : TwinExperiment
     cycles : int, optional
-        Length of the record, along which errors may differ; without one they may not.
+        Length of the record, along which errors may differ. Without a length, errors must be constant.
 
     Raises
     ------
@@ -84,12 +84,12 @@ def _from_deviations(
 
 
 def _twin_of_fields(error_std: Mapping[str, Any], experiment: TwinExperiment, cycles: int | None) -> ObservingSystem:
-    """R of a twin with errors for each field; those of fields that are not observed play no role."""
+    """R of a twin with errors for each field. Errors of fields that are not observed play no role."""
     observe = experiment.observe
     observed = list(observe.sites) if isinstance(observe, FieldSites) else experiment.dynamics.space.names
     if missing := [name for name in observed if name not in error_std]:
         raise ValueError(
-            f"error_std= has no entry for {missing}, which are observed: expected a standard deviation of each of "
+            f"error_std= has no entry for {missing}, which are observed: expected a standard deviation for each of "
             f"{observed}"
         )
     systems = {}
@@ -106,7 +106,7 @@ def _twin_of_fields(error_std: Mapping[str, Any], experiment: TwinExperiment, cy
 def _twin_covariance(
     covariance: Any, dims: tuple[str, ...], shape: tuple[int, ...], dynamics: Dynamics
 ) -> torch.Tensor:
-    """R of the shape of two states of observations, its labels checked."""
+    """R as a covariance, with two sets of the observations' dims; its labels are checked."""
     if isinstance(covariance, xr.DataArray):
         both = (*dims, *(dim + DUAL for dim in dims))
         if set(covariance.dims) == set(both):
@@ -116,7 +116,7 @@ def _twin_covariance(
             dual, labels = f"{dim}{DUAL}", covariance.coords
             if {dim, dual} <= set(labels) and labels[dim].values.tolist() != labels[dual].values.tolist():
                 raise ValueError(
-                    f"error_covariance has other labels along {dual!r} than along {dim!r}: expected the same"
+                    f"error_covariance has other labels along {dual!r} than along {dim!r}: expected equal ones"
                 )
     values = errors("error_covariance", covariance)
     size = math.prod(shape)
@@ -128,7 +128,7 @@ def _twin_covariance(
 def _ordered_deviations(
     error_std: xr.DataArray, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int | None, part: Part
 ) -> xr.DataArray:
-    """Standard deviations with the dims (), (time,), `dims` or (time, *dims), their sizes and labels checked."""
+    """Standard deviations with the dims (), (time,), `dims` or (time, *dims); their sizes and labels are checked."""
     sizes = ({} if cycles is None else {TIME: cycles}) | dict(zip(dims, shape, strict=True))
     if unknown := set(error_std.dims) - set(sizes):
         raise ValueError(f"error_std has dims {sorted(map(str, unknown))}: expected some of {tuple(sizes)}")
@@ -143,7 +143,7 @@ def _ordered_deviations(
 
 
 def position_coordinates(labels: Mapping[str, Any] | None, dynamics: Dynamics) -> dict[str, Any]:
-    """Coordinates of observations that say where they lie, as xarray takes them."""
+    """Coordinates of observations that tell their positions, as xarray takes coordinates."""
     described: dict[str, Any] = {}
     for name, values in (labels or {}).items():
         if name in (FIELD, INSTRUMENT):

@@ -1,4 +1,4 @@
-"""Units of a record's variables beside those of the state."""
+"""Units of a record's variables, compared with the units of the state."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _SPELLINGS = {
 
 
 def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = True) -> None:
-    """Refuse two variables of one quantity in units that are known to differ; warn where they are spelled apart.
+    """Refuse two variables of one quantity in units that are known to differ; warn if their spelling differs.
 
     Parameters
     ----------
     variable, other : xarray.DataArray
     warns : bool
-        Whether to warn of units that are other words.
+        Whether to warn if the units are different words.
 
     Raises
     ------
     ValueError
-        For kelvin beside degrees Celsius and the like.
+        If the units differ, as kelvin and degrees Celsius do.
 
     Warns
     -----
     XdanWarning
-        Where the units are other words.
+        If the units are different words.
     """
     ours, theirs = (v.attrs.get("units") for v in (variable, other))
     if not isinstance(ours, str) or not isinstance(theirs, str) or _plain(ours) == _plain(theirs):
@@ -46,35 +46,35 @@ def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = Tr
     if _plain(ours) in _SPELLINGS and _plain(theirs) in _SPELLINGS:
         raise ValueError(f"{both}: expected one unit for both; convert one of them")
     if warns:
-        warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
+        warnings.warn(f"{both}: they are taken as the same unit. Convert one of them if they differ", XdanWarning, 4)
 
 
 def check_units_of_parts(
     variables: OneOrFields, model: Dynamics, *, warns: bool = True, difference: bool = False
 ) -> None:
-    """Refuse variables in other units than the state's; warn where they are spelled apart.
+    """Refuse variables whose units are not those of the state; warn if the units are spelled differently.
 
-    Units of "1" are those of models and variables that name none: they contradict nothing.
+    Models and variables that name no units have the units "1". These units agree with all others.
 
     Parameters
     ----------
     variables : DataArray, or dict of str to DataArray
-        Of the whole state, or of fields by their names.
+        The variable of the whole state, or variables of fields by the fields' names.
     model : Dynamics
     warns : bool
-        Whether to warn of units that are other words.
+        Whether to warn if the units are different words.
     difference : bool
-        Whether the values are differences, such as errors: a kelvin is then a degree Celsius.
+        Whether the values are differences, such as errors. One kelvin is then one degree Celsius.
 
     Raises
     ------
     ValueError
-        For kelvin beside degrees Celsius and the like.
+        If the units differ, as kelvin and degrees Celsius do.
 
     Warns
     -----
     XdanWarning
-        Where the units are other words.
+        If the units are different words.
     """
     if isinstance(variables, xr.DataArray):
         pairs = [] if model.space.single is None else [(variables, model.units)]

@@ -1,4 +1,4 @@
-"""Checks of a record's values: infinite and fill values, and nothing observed."""
+"""Checks of a record's values: infinite values, fill values, and records without an observation."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from .schema import TIME, TRAJECTORY
 if TYPE_CHECKING:
     from .record import LabelledRecord
 
-LEADING_TRAJECTORIES, LEADING_CYCLES = 64, 400  # what of a record is looked at, and tuned on
-# Values that formats and agencies write for "nothing": CF, netCDF's defaults, and what stands in many text files.
+LEADING_TRAJECTORIES, LEADING_CYCLES = 64, 400  # the part of a record that is checked and tuned on
+# Numbers that stand for a missing value: in CF, as netCDF's defaults, and in many text files.
 _FILLS = (
     *(-99.0, -999.0, -9999.0, -99999.0, -999999.0, -999.9, -9999.9, -99.9, 999.0, 9999.0, 99999.0, 999999.0, 999.9),
     *(-32767.0, -32768.0, 32767.0, -2147483647.0, -2147483648.0, 9.969209968386869e36, 1e15, 1e20, 1e30, 1e35, 1e36),
     *(-1e15, -1e20, -1e30, -1e34, -1e36, 3.4028234663852886e38, -3.4028234663852886e38),
 )
-_FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 20.0  # deviations from the others: of a common fill value, and of another one
-_REPEATED = 10  # times that an uncommon fill value occurs, at least
+_FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 20.0  # least distances from other values, in deviations
+_REPEATED = 10  # how often an uncommon fill value must occur
 
 
 def fill_text(values: np.ndarray[Any, Any], name: str) -> str:
-    """Say that values that stand for nothing, such as -999, are among the values of a variable; or nothing."""
+    """Say that a variable holds fill values, such as -999; "" if it holds none."""
     filled = fill_value(values)
     if filled is None:
         return ""
     value, count = filled
     return (
         f"{count} of {values.size} values of {name!r} are {value:g}, far from all others, as fill values are: expected "
-        f"NaN where there is nothing; for example ds.where(ds.{name} != {value:g})"
+        f"NaN for a missing value; for example ds.where(ds.{name} != {value:g})"
     )
 
 
 def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
-    """Find a value that stands for nothing: the smallest or largest, far from all others.
+    """Find a fill value: the smallest or the largest value, if it is far from all others.
 
-    A common fill value counts where it is 10 deviations away. Any other value counts where it occurs 10 times and is
-    20 deviations away. Deviations are half the distance of the quantiles at 16 and 84 %.
+    A common fill value must be 10 deviations away. Any other value must be 20 deviations away and occur 10 times. One
+    deviation is half the distance between the quantiles at 16 and 84 %.
 
     Returns
     -------
     value, count
-        Or None where there is none.
+        The fill value and how often it occurs, or None if there is no fill value.
     """
     numbers = values[np.isfinite(values)].astype(np.float64)
     if numbers.size < 2:
@@ -65,12 +65,12 @@ def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
 
 
 def check_observed(labelled: LabelledRecord) -> None:
-    """Refuse a record without a single observation, with infinite ones, or with fill values among them.
+    """Refuse a record without a single observation, with infinite observations, or with fill values.
 
     Raises
     ------
     ValueError
-        If every observation is NaN, some are infinite, or a value that stands for nothing is among them.
+        If every observation is NaN, an observation is infinite, or a fill value is among the observations.
     """
     observation = labelled.observation
     infinite = int(np.isinf(observation).sum())
@@ -89,12 +89,13 @@ def check_observed(labelled: LabelledRecord) -> None:
 
 
 def refuse_fill_values(values: np.ndarray[Any, Any], name: str, of_states: bool, model: Dynamics) -> None:
-    """Refuse values that stand for nothing, such as -999; each field is looked at by itself.
+    """Refuse fill values, such as -999. Each field is checked by itself.
 
     Parameters
     ----------
     values : array, shape (..., *state), or (..., P)
     name : str
+        Name of the variable.
     of_states : bool
         Whether the values lie at the state's sites.
     model : Dynamics
@@ -102,6 +103,7 @@ def refuse_fill_values(values: np.ndarray[Any, Any], name: str, of_states: bool,
     Raises
     ------
     ValueError
+        If a fill value is among the values.
     """
     for part, numbers in (split_values(values, model, name) if of_states else {name: values}).items():
         if text := fill_text(numbers, part):
@@ -109,5 +111,5 @@ def refuse_fill_values(values: np.ndarray[Any, Any], name: str, of_states: bool,
 
 
 def leading(variable: xr.DataArray) -> xr.DataArray:
-    """The first trajectories and cycles of a variable, which stand for all of it."""
+    """The first trajectories and cycles of a variable, which stand for the whole variable."""
     return variable.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})

@@ -1,4 +1,4 @@
-"""Warnings about a run: its innovations are larger than expected, or its trajectories diverged."""
+"""Warnings about a run: the innovations are larger than expected, or trajectories diverged."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from ..core.methods import Record
 from .schema import Array
 
 RATIO = "innovation_ratio"
-_FORGOTTEN = 50  # cycles after which no method should remember its start
-_FEWEST = 20  # observed cycles that a mean is taken over
-_MEDIAN = 0.4549  # of the square of a standard normal number
-_TOO_CLOSE = 0.02  # ratio of observations minus truth: errors of a seventh of the deviation that R says
-_UNEXPLAINED = 9.0  # ratio of observations minus truth: errors of three times the deviation that R says
-_STRAY, _LEAST = 6.0, 5  # ratio in the second half of a network's short run, and observed cycles of it
-_HOPELESS = 100.0  # ratio that only wrong units or a wrong R explain, however few cycles are observed
+_FORGOTTEN = 50  # number of cycles after which a method should have forgotten its start
+_FEWEST = 20  # least number of observed cycles that a mean is taken over
+_MEDIAN = 0.4549  # median of the square of a standard normal number
+_TOO_CLOSE = 0.02  # least ratio for observations minus truth: errors of a seventh of the deviation in R
+_UNEXPLAINED = 9.0  # largest ratio for observations minus truth: errors of three deviations in R
+_STRAY, _LEAST = 6.0, 5  # in the second half of a network's short run: largest ratio, least observed cycles
+_HOPELESS = 100.0  # ratio that only wrong units or a wrong R explain, even in few cycles
 
 
 @dataclass(frozen=True)
 class Watch:
-    """How large the innovations of a run should be.
+    """The size that the innovations of a run should have.
 
     Attributes
     ----------
     expected : {"spread", "training", "climate"}
-        What their variance is compared with: the forecast's own spread and R; R times a factor that the network had in
-        training; or the climate's variance and R, which says no more than that a forecast is of any use.
+        The quantity that their variance is compared with. "spread": the forecast's variance plus R. "training": R times
+        the factor that the network had in training. "climate": the climate's variance plus R, which any useful forecast
+        stays below.
     value : Tensor, shape () or (P,), or None
-        Of "training", the factor; of "climate", the variance of H(x) over the climate.
+        For "training" the factor, for "climate" the variance of H(x) over the climate.
     remedy : str
-        What to do about innovations that are too large.
+        What to do if the innovations are too large.
     """
 
     expected: str
@@ -51,7 +52,7 @@ class Watch:
 
     @property
     def comparison(self) -> str:
-        """What the innovations are compared with, as a part of a sentence."""
+        """The quantity that the innovations are compared with, as a part of a sentence."""
         return {
             "spread": "forecast variance and R expect",
             "training": "the network had in training",
@@ -59,14 +60,14 @@ class Watch:
         }[self.expected]
 
     def ratio(self, record: Record, forecast: Tensor, spread: Tensor | None) -> Tensor:
-        """Mean over the observations of a time of (y - H x_f)^2 over its expected variance, NaN where there are none.
+        """Mean of (y - H x_f)^2 / (expected variance) over the observations of each time; NaN if there are none.
 
         Parameters
         ----------
         record : Record
         forecast : Tensor, shape (B, K, N)
         spread : Tensor, shape (B, K, N), or None
-            The forecast's.
+            The forecast's standard deviation.
 
         Returns
         -------
@@ -91,7 +92,8 @@ class Watch:
         Parameters
         ----------
         ratio, diverged : array, shape (R, K)
-            Of the trajectories in `rows`. A ratio is NaN where nothing is observed.
+            The results of `ratio` and the flags of divergence, of the trajectories in `rows`. A ratio is NaN if nothing
+            is observed.
         trajectory : sequence of int
             Labels of all trajectories of the record.
         rows : slice
@@ -100,10 +102,10 @@ class Watch:
         Returns
         -------
         list of str
-            One sentence for each thing that is wrong. A trajectory has lost the truth if its mean ratio from cycle 50
-            on is above `limit`. Where fewer than 20 of these cycles are observed, the mean over all cycles but the
-            first must be above 100; of a network the mean over the second half, where 5 cycles of it are observed,
-            above 6.
+            One sentence for each fault. A trajectory has lost the truth if its mean ratio from cycle 50 on is above
+            `limit`. If fewer than 20 of these cycles are observed, the mean over all cycles but the first must be above
+            100. A network has lost the truth, too, if the mean over the second half is above 6 and at least 5 cycles of
+            this half are observed.
         """
         texts = []
         lost: Array = np.any(diverged, axis=1)
@@ -114,10 +116,10 @@ class Watch:
                 "the model's time step, the units of the record and of R, and the method's inflation"
             )
         settled = ratio[:, _FORGOTTEN:]
-        enough = np.isfinite(settled).sum(axis=1) >= _FEWEST  # the mean of a few ratios is large by chance
+        enough = np.isfinite(settled).sum(axis=1) >= _FEWEST  # the mean of a few ratios may be large by chance
         mean = np.where(enough, _mean_observed(settled), _mean_observed(ratio[:, 1:]))
         limit = np.where(enough, self.limit, _HOPELESS)
-        if self.expected == "training":  # a network does not take long to settle
+        if self.expected == "training":  # a network settles within few cycles
             half = ratio[:, max(1, ratio.shape[1] // 2) :]
             short = ~enough & (np.isfinite(half).sum(axis=1) >= _LEAST)
             mean, limit = np.where(short, _mean_observed(half), mean), np.where(short, _STRAY, limit)
@@ -134,9 +136,9 @@ class Watch:
 
 
 def _mean_observed(ratio: Array) -> Array:
-    """Mean over the observed times, shape (R,); NaN where nothing is observed.
+    """Mean over the observed times, shape (R,); NaN if nothing is observed.
 
-    NumPy's nanmean warns there, and threads share the filters that would silence it.
+    NumPy's nanmean would warn then, and the filters that silence a warning are shared by all threads.
     """
     observed = ~np.isnan(ratio)
     with np.errstate(invalid="ignore"):
@@ -145,17 +147,17 @@ def _mean_observed(ratio: Array) -> Array:
 
 
 def far_from_truth(record: Record) -> str:
-    """Say how far observations are from the truth, where R does not explain it; nothing where it does."""
+    """Say how far observations are from the truth, if R does not explain it; "" if R does."""
     assert record.truth is not None
     misfit = (record.observation - record.observing.observe(record.truth)).square() / record.observing.error_variance()
-    # The median, as a few trajectories that are lost do not speak for all.
+    # The median is taken, as a few lost trajectories do not speak for all.
     ratio = float(misfit.nanmedian()) / _MEDIAN
     if ratio < _TOO_CLOSE:
         return (
             f"R is far larger than the observations' errors: their median square is {ratio:.2g} times what R expects. "
             "Look whether the observation error is a standard deviation, and in the units of the observations"
         )
-    if not ratio > _UNEXPLAINED:  # true too where nothing is observed: the ratio is NaN
+    if not ratio > _UNEXPLAINED:  # also true if nothing is observed: the ratio is NaN
         return ""
     return (
         f"the observations are far from the truth: their median square difference is {ratio:.3g} times what R expects. "
@@ -164,7 +166,7 @@ def far_from_truth(record: Record) -> str:
 
 
 def warn_of(texts: Iterable[str], stacklevel: int = 3) -> None:
-    """Warn of each text that is not empty, here and, from a worker of a cluster, at its clients too."""
+    """Warn with each text that is not empty. A worker of a cluster warns its clients, too."""
     cluster = sys.modules.get("distributed")
     for text in filter(None, texts):
         if cluster is None:
@@ -174,5 +176,5 @@ def warn_of(texts: Iterable[str], stacklevel: int = 3) -> None:
 
 
 def attribute(texts: Sequence[str]) -> dict[str, Any]:
-    """Attributes of a run that was warned of."""
+    """Attributes of a run that hold its warnings."""
     return {"xdan_warnings": list(texts)} if texts else {}

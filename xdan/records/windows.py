@@ -1,4 +1,4 @@
-"""Windows of a record to train on, read ahead from its store or from memory."""
+"""Training windows of a record, read ahead from its store or from memory."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 class RecordWindows:
-    """Windows of a record in Zarr or in memory, read ahead block by block while the last ones are computed on.
+    """Windows of a record in Zarr or in memory. Blocks are read ahead while the last windows are computed on.
 
-    A lane is a trajectory, or a segment of one where there are fewer trajectories than a batch wants. Batches of
-    lanes that lie together in the store are drawn in an order that is new in every epoch; a few of them take turns,
-    so that consecutive steps see different weather.
+    A lane is a trajectory, or a segment of a trajectory if a batch needs more lanes than there are trajectories. A
+    batch holds lanes that lie together in the store. Every epoch draws a new order of the batches. A few batches take
+    turns, so that consecutive steps see different weather.
 
     Parameters
     ----------
     labelled : LabelledRecord
-        Windows have a truth where it has one.
+        The record. Windows have a truth if the record has a truth.
     lanes : sequence of (row, start)
         First indices of the lanes in the record.
     length : int
         Cycles of a lane.
     batch, cycles : int
-        Lanes and cycles of a window.
+        Number of lanes and of cycles of a window.
     seed : int
     device : str
     """
@@ -54,7 +54,7 @@ class RecordWindows:
         self.labelled, self.length = labelled, length
         self.cycles, self.seed, self.device = cycles, seed, device
         count = -(-len(lanes) // batch)
-        # The last batch is filled from the front.
+        # The last batch is filled up with the first lanes.
         self.batches = [[lanes[i % len(lanes)] for i in range(b * batch, (b + 1) * batch)] for b in range(count)]
         self.windows = length // cycles
         self.per_epoch = self.windows * count
@@ -66,9 +66,9 @@ class RecordWindows:
         self._reader = ThreadPoolExecutor(1)
 
     def _place(self, index: int) -> tuple[int, int, int, bool]:
-        """Group, batch and window-in-lane of the index-th window, and whether the lanes start anew."""
+        """Group, batch and place in the lane of the index-th window, and whether the lanes start anew."""
         turn, group = divmod(index, self.groups)
-        # Groups are staggered along the record, so that not all of them start anew together.
+        # Groups are staggered along the record, so that they do not all start anew together.
         pass_, window = divmod(turn + group * self.windows // self.groups, self.windows)
         epoch, position = divmod(pass_ * self.groups + group, len(self.batches))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.batches))
@@ -79,7 +79,7 @@ class RecordWindows:
         return batch, window // self.block
 
     def window(self, index: int) -> Window:
-        """Give the index-th window, and read ahead for those that follow."""
+        """Return the index-th window, and read ahead for the next windows."""
         wanted = list(dict.fromkeys(self._need(index + ahead) for ahead in range(2 * self.groups)))
         for key in wanted:
             if key not in self._loaded:
@@ -94,7 +94,7 @@ class RecordWindows:
         setup = self.labelled.setup
         dtype, clock = setup.dtype, None
         if not setup.dynamics.autonomous:
-            # The steps are those of the first lane: 0 before a record's first time, which others do not begin with.
+            # The steps of the first lane are 0 before the record's first time. Other lanes do not begin there.
             firsts = [first + window * self.cycles for _, first in self.batches[batch]]
             clock = torch.tensor([setup.clock(first) for first in firsts]) - int(steps[0])
 
@@ -124,11 +124,11 @@ class RecordWindows:
         )
 
     def arrays(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of these windows: nothing, as each follows from its index."""
+        """Arrays that a checkpoint keeps of these windows: none, as each window follows from its index."""
         return {}
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
-        """Take up what `arrays` gave, which is nothing."""
+        """Restore what `arrays` returned: nothing."""
 
     def close(self) -> None:
         """End the reader."""
@@ -136,7 +136,7 @@ class RecordWindows:
 
 
 def read_lanes(variable: xr.DataArray, lanes: Sequence[tuple[int, int]], first: int, stop: int) -> Array:
-    """Cycles first to stop of some lanes, in one read where the lanes lie side by side."""
+    """Read the cycles first to stop of some lanes, in one read if the lanes lie side by side."""
     rows = [row for row, _ in lanes]
     starts = {start for _, start in lanes}
 

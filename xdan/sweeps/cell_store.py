@@ -1,4 +1,4 @@
-"""The store of a sweep: its cells, its networks and, at the root, the cube."""
+"""The store of a sweep: its cells and networks, and the cube at its root."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..records.store import DAMAGE, read_arrays, sealed, write_arrays
 from ..records.watch import warn_of
 from .cells import Cell
 
-# What Zarr, its codecs and JSON raise where bytes are not what was written.
+# Errors that Zarr, its codecs and JSON raise if bytes are not those that were written.
 _UNREADABLE = (OSError, *DAMAGE)
 
 
 class CellStore:
-    """A store of cells, networks and, at its root, the cube.
+    """A store of cells and networks, with the cube at its root.
 
     Parameters
     ----------
@@ -34,12 +34,12 @@ class CellStore:
     Raises
     ------
     FileExistsError
-        If the store holds another sweep, or something else.
+        If the store holds another sweep, or no sweep.
 
     Warns
     -----
     XdanWarning
-        Where a piece of it is damaged.
+        If a piece of the store is damaged.
     """
 
     def __init__(self, store: StoreLike, description: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ class CellStore:
         self.description = description
 
     def begin(self) -> None:
-        """Make the store this sweep's."""
+        """Make the store the store of this sweep."""
         if self._torn:
             (Path(self.store) / "zarr.json").unlink()
         attributes: dict[str, Any] = {"xdan_sweep": json.dumps(self.description)}
@@ -75,7 +75,7 @@ class CellStore:
                 group.require_group(name)
 
     def _stored_description(self) -> Any:
-        """JSON of the sweep that the store holds, or None where it holds none; notes a damaged one as torn."""
+        """JSON of the sweep in the store, or None if the store holds no sweep. Damaged JSON is noted as torn."""
         try:
             attributes = zarr.open_group(self.store, mode="r").attrs.asdict()
             data_format(attributes, f"the sweep in {self.store}")
@@ -92,13 +92,13 @@ class CellStore:
                 or not (Path(self.store) / "networks").is_dir()
             ):
                 return None
-            # Cells are known by all that they depend on: whatever sweep this was, those of this one are taken up.
+            # The key of a cell covers all that it depends on: cells that this sweep shares with an old one are used.
             _tell_damage("zarr.json", error, "is written again")
             self._torn = True
             return {"schemes": {}}
 
     def _compare(self, stored: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-        """Refuse the store of another sweep; schemes that only one of both has do not matter."""
+        """Refuse the store of another sweep. Schemes that only one of the two has do not matter."""
         differs = {
             name: (stored.get(name), description.get(name))
             for name in description.keys() | stored.keys()
@@ -112,7 +112,7 @@ class CellStore:
             raise FileExistsError(f"{self.store} holds another sweep ({listed}); choose another store=")
 
     def missing(self, key: str, retry: bool) -> bool:
-        """Whether a cell is to be computed; a damaged one is."""
+        """Whether a cell must be computed: it is missing or damaged."""
         try:
             failed = bool(self.read(key)["failed"])
         except FileNotFoundError:
@@ -127,7 +127,7 @@ class CellStore:
         return read_arrays(self.store, f"cells/{key}")[1]
 
     def write(self, key: str, scores: Mapping[str, Any]) -> None:
-        """Keep a cell."""
+        """Write the scores of a cell."""
         write_arrays(self.store, f"cells/{key}", {}, scores)
 
     def network(self, cell: Cell) -> Network:
@@ -137,7 +137,7 @@ class CellStore:
         path = Path(self.store) / "networks" / cell.training_key
         network = self._kept(path, cell)
         if network is not None:
-            shutil.rmtree(path.with_suffix(".checkpoint"), ignore_errors=True)  # of a call that was killed in between
+            shutil.rmtree(path.with_suffix(".checkpoint"), ignore_errors=True)  # from a call that was killed here
             return network
         network = self._train(cell, path.with_suffix(".checkpoint"))
         network.to_zarr(path, mode="w")
@@ -145,7 +145,7 @@ class CellStore:
         return network
 
     def _kept(self, path: Path, cell: Cell) -> Network | None:
-        """Open a cell's network; one that is damaged, or of another training, is removed."""
+        """Open a cell's network. A network that is damaged, or of another training, is removed."""
         try:
             network = open_network(path)
         except FileNotFoundError:
@@ -165,14 +165,14 @@ class CellStore:
         return None
 
     def _train(self, cell: Cell, checkpoint: Path) -> Network:
-        """Train, from a checkpoint where there is one that is of use."""
+        """Train the network, from a checkpoint if there is a usable one."""
         begun = exists(checkpoint)
         try:
             return cell.train(checkpoint)
         except LaterFormatError:
             raise
         except (FileExistsError, ValueError):
-            # Of another run, of none, or damaged; any other error comes again.
+            # The checkpoint belongs to another run or none, or is damaged. Any other error comes again below.
             if not begun:
                 raise
             shutil.rmtree(checkpoint)
@@ -181,9 +181,9 @@ class CellStore:
     def finish(self, cube: xr.Dataset) -> None:
         """Write the cube beside its cells."""
         group = zarr.open_group(self.store, mode="r+")
-        if self.local:  # whatever state the arrays of an earlier cube are in
+        if self.local:  # the arrays of an earlier cube may be damaged
             for leftover in [*Path(self.store).rglob("*.partial"), *(Path(self.store) / "networks").glob(".*.lock")]:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()  # of calls that were killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()  # from calls that were killed
             for path in Path(self.store).iterdir():
                 if path.is_dir() and path.name not in ("cells", "networks"):
                     shutil.rmtree(path)

@@ -30,7 +30,7 @@ SCORES = {
     "seconds": "time spent cycling",
     "failed": "1 where the experiment ended in an error",
 }
-_UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}  # of the others, the state's
+_UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}  # others have the state's units
 _AXES = {
     "interval": ("interval between analyses", "model time"),
     "error_std": ("standard deviation of observation errors", ""),
@@ -57,18 +57,18 @@ def arranged(
     Parameters
     ----------
     labels : mapping of str to sequence
-        The labels of every dim; those of the last run fastest through the cells.
+        The labels of every dim. From cell to cell, the labels of the last dim change fastest.
     scores : sequence of mapping
-        One a cell; they may be Delayed.
+        Scores of each cell; they may be Delayed.
     units : str
-        Of the state.
+        Units of the state.
     test : mapping
         Sizes of the test records, for the attributes.
 
     Returns
     -------
     xarray.Dataset
-        With the dims of the labels; NaN where a cell has no such score.
+        The cube, with the dims of the labels. A score that a cell lacks is NaN.
     """
     dims, shape = tuple(labels), tuple(len(values) for values in labels.values())
     variables = {}
@@ -101,7 +101,7 @@ def arranged(
 
 
 def _crps_of(scores: Sequence[Any], schemes: int) -> list[str]:
-    """What the CRPS of each scheme is of, where the scores are at hand and say so."""
+    """What the CRPS of each scheme is computed from, if the scores are computed and tell it."""
     if not all(isinstance(cell, dict) for cell in scores):
         return []
     each = np.array([cell.get("crps_of", "") for cell in scores], dtype=object).reshape(schemes, -1)

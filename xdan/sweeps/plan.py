@@ -1,4 +1,4 @@
-"""What a sweep computes: schemes, axes and seeds, checked and laid out as cells."""
+"""The plan of a sweep: schemes, axes and seeds, checked and laid out as cells."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .schemes import Scheme, check_plain, plain, scheme_from
 
 # Parameters of a twin experiment that may be axes.
 _OF_EXPERIMENT = ("interval", "observe", "error_std", "model_error_std")
-_MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add so much
-_MOST_CELLS, _MOST_CELLS_WITH_YES = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
+_MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add TEST_SEEDS
+_MOST_CELLS, _MOST_CELLS_WITH_YES = 10_000, 1_000_000  # most cells of a cube, without yes=True and with it
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SweepPlan:
         Each axis' labels and their values.
     seeds : sequence of int
     experiment : TwinExperiment
-        What no axis changes.
+        The experiment before axes change its parameters.
     test : mapping of str to int
         `cycles`, `trajectories` and `burn_in` of the test records.
     """
@@ -63,7 +63,7 @@ class SweepPlan:
         test: Mapping[str, Any],
         yes: bool,
     ) -> SweepPlan:
-        """Understand what a caller gave; cells are counted before any of them is listed.
+        """Check a caller's arguments. Cells are counted before they are listed.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class SweepPlan:
         Raises
         ------
         TypeError, ValueError
-            For what cannot be, and for too many cells.
+            If an argument is wrong, or there are too many cells.
         """
         experiment = TwinExperiment.of(experiment, {})
         least = {"cycles": 1, "trajectories": 1, "burn_in": 0}
@@ -112,7 +112,7 @@ class SweepPlan:
         return plan
 
     def check(self) -> None:
-        """Refuse axes and sizes that do not go together; `check_cells` checks the experiments that they make.
+        """Refuse axes and sizes that do not fit one another. `check_cells` checks the experiments.
 
         Raises
         ------
@@ -131,9 +131,11 @@ class SweepPlan:
         of_experiment = {*self._of_dynamics(), *_OF_EXPERIMENT}
         known = of_experiment.union(*(scheme.accepts for scheme in self.schemes.values()))
         if unknown := sorted(set(self.axes) - known):
-            given = self.experiment.dynamics.given_climate is not None
+            replaced = self.experiment.dynamics.given_climate is not None
             why = (
-                "; with climatology= the dynamics' own are none, as the states are those of one model" if given else ""
+                "; with climatology= the dynamics' own are none, as the states are those of one model"
+                if replaced
+                else ""
             )
             raise ValueError(f"axes {unknown} are no parameters of any scheme: expected some of {sorted(known)}{why}")
         for label, scheme in self.schemes.items():
@@ -149,7 +151,7 @@ class SweepPlan:
             raise ValueError(f"the axes {several} all say how long to train: expected one of them")
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
-        """Refuse experiments that cannot be run; of those that differ in nothing but their seed, one is checked.
+        """Refuse experiments that cannot run. Of experiments that differ only in their seed, one is checked.
 
         Raises
         ------
@@ -163,13 +165,13 @@ class SweepPlan:
                 cell.check()
 
     def cells(self) -> Iterator[Cell]:
-        """All of them, the seeds fastest."""
+        """All cells; the seeds change fastest."""
         for scheme in self.schemes.values():
             accepts = scheme.accepts
             for values in itertools.product(*(axis.values() for axis in self.axes.values())):
                 chosen = dict(zip(self.axes, values, strict=True))
                 parameters = {**scheme.parameters, **{n: value for n, value in chosen.items() if n in accepts}}
-                if length := set(LENGTHS) & accepts & set(chosen):  # in the place of the scheme's
+                if length := set(LENGTHS) & accepts & set(chosen):  # this length replaces that of the scheme
                     parameters = {n: value for n, value in parameters.items() if n in length or n not in LENGTHS}
                 experiment = self._experiment(chosen)
                 trained_on = self._experiment({**chosen, **scheme.trained_on}) if scheme.trained_on else experiment
@@ -177,7 +179,7 @@ class SweepPlan:
                     yield Cell(replace(scheme, parameters=parameters), experiment, trained_on, self.test, seed)
 
     def describe(self) -> dict[str, Any]:
-        """JSON that tells this sweep from another; schemes, values and seeds may be added."""
+        """JSON that identifies this sweep. Later calls may add schemes, values and seeds."""
         return {
             "dynamics": describe_dynamics(self.experiment.dynamics),
             "axes": sorted(self.axes),
@@ -190,7 +192,7 @@ class SweepPlan:
         }
 
     def cube(self, scores: Mapping[str, Any]) -> xr.Dataset:
-        """Arrange scores by the keys of their cells as a cube with dims (scheme, *axes, seed)."""
+        """Arrange scores, by the keys of their cells, as a cube with dims (scheme, *axes, seed)."""
         labels = {
             SCHEME: list(self.schemes),
             **{n: list(axis) for n, axis in self.axes.items()},
@@ -200,7 +202,7 @@ class SweepPlan:
         return arranged(labels, of_cells, self.experiment.dynamics.units, self.test)
 
     def _of_dynamics(self) -> Mapping[str, Any]:
-        """Parameters of the dynamics, where it is what its description makes: then they may be axes."""
+        """Parameters of the dynamics that may be axes: all of them if its description makes the dynamics again."""
         dynamics = self.experiment.dynamics
         try:
             registered = dynamics_from_json(dynamics_to_json(dynamics)).with_error_of(dynamics) == dynamics
@@ -209,7 +211,7 @@ class SweepPlan:
         return dynamics.config() if registered else {}
 
     def _experiment(self, chosen: Mapping[str, Any]) -> TwinExperiment:
-        """The twin experiment with some of its parameters set, or of its dynamics'."""
+        """The twin experiment with some of its parameters, or parameters of its dynamics, replaced."""
         changed = {name: chosen[name] for name in _OF_EXPERIMENT if name in chosen}
         parameters = self._of_dynamics()
         if set(chosen) & set(parameters):
@@ -227,7 +229,7 @@ def count(label: str, values: Any) -> int:
     Raises
     ------
     TypeError
-        For what is no sequence and no mapping.
+        If `values` is neither a sequence nor a mapping.
     ValueError
         If there are none.
     """
@@ -242,14 +244,14 @@ def count(label: str, values: Any) -> int:
 
 
 def seeds_from(seeds: Any) -> Sequence[int]:
-    """Seeds from their number or a sequence; a range stays one.
+    """Seeds from their number or a sequence. A range stays a range.
 
     Raises
     ------
     TypeError
-        For what is no integer.
+        If a seed is no integer.
     ValueError
-        For a seed that is no 32-bit word, or stands twice.
+        If a seed does not fit into 32 bits, or occurs twice.
     """
     if isinstance(seeds, range):
         for end in (seeds[0], seeds[-1]):
@@ -267,9 +269,9 @@ def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, 
     Raises
     ------
     TypeError
-        For labels or values that have no plain form.
+        If a label or a value has no plain form.
     ValueError
-        If a value stands twice.
+        If a value occurs twice.
     """
     labels: list[Any]
     if isinstance(values, Mapping):
@@ -284,7 +286,7 @@ def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, 
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"axis {name!r} has the value {value}: expected numbers")
     labels = labels or [v if isinstance(v, (int, float, str)) else json.dumps(plain(v)) for v in items]
-    if any(isinstance(label, str) for label in labels):  # numbers beside names are names too
+    if any(isinstance(label, str) for label in labels):  # beside names, numbers become names too
         labels = [str(label) for label in labels]
     if len(set(labels)) < len(labels):
         raise ValueError(f"axis {name!r} has a value twice: {shown(labels)}; expected distinct ones")

@@ -1,4 +1,4 @@
-"""A scaling law of the test RMSE in the number of trajectories and the batch, fitted to a sweep."""
+"""A scaling law of the test RMSE: its dependence on the number of trajectories and the batch, fitted to a sweep."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..core.random import check_seed
 from ..records.schema import Array
 
 PUBLISHED_RATIO = 0.58  # beta / alpha for Lorenz-96, every site observed, interval 0.05
-_PARAMETERS = 6  # of a fit: three exponents and three coefficients
-_MOST_FITS = 100_000  # some hours
+_PARAMETERS = 6  # number of parameters of a fit: three exponents and three coefficients
+_MOST_FITS = 100_000  # largest number of fits, which takes some hours
 _STARTS = list(itertools.product((0.05, 0.2, 0.6), (0.2, 0.6, 1.2), (0.6, 1.5)))  # alpha, ratio, gamma
-_OUTSIDE = 0.16  # share of the fits beyond either end of a bar
+_OUTSIDE = 0.16  # share of the fits beyond each end of an error bar
 # Bounds of the search, for alpha, ratio and gamma.
 _LOWEST, _HIGHEST = np.array([0.01, -1.0, 0.2]), np.array([2.0, 3.0, 5.0])
 
@@ -33,30 +33,30 @@ def scaling_law(
     bootstrap: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Fit RMSE^(1/gamma) = f(N_r^alpha / S_b^beta), f a polynomial of second order, with its uncertainty.
+    """Fit RMSE^(1/gamma) = f(N_r^alpha / S_b^beta), where f is a polynomial of second order, with its uncertainty.
 
     Parameters
     ----------
     cube : xarray.Dataset or DataArray
-        Of `sweep` over `size` and `batch`, for one scheme; or RMSE with these dims. A `seed` dim is averaged over.
+        Result of `sweep` over `size` and `batch` for one scheme, or an RMSE with these dims. A dim `seed` is averaged.
     size, batch : str
-        Dims of N_r and S_b, with their values as labels.
+        Dims of N_r (trajectories) and S_b (batch). Their labels are the values.
     value : str
-        Which score of a Dataset.
+        Score of the Dataset to fit.
     bootstrap : int
-        Fits to cells drawn anew, of which the uncertainties are.
+        Number of fits to cells that are drawn anew. They give the uncertainties.
     seed : int
-        Of the draws.
+        Key of the draws.
 
     Returns
     -------
     xarray.Dataset
-        `alpha`, `beta`, `gamma`, `ratio` beta / alpha, and the `coefficient` of f along `power`; for the exponents
-        `..._low` and `..._high`, between which 68 % of the fits lie, and `..._standard_error`, half of their distance.
-        `fitted` and `observed` RMSE of every cell. The ratio is what is determined well: alpha, gamma and f trade
-        against one another. Where fits run into the edge of what is searched (alpha from 0.01 to 2, gamma from 0.2
-        to 5, the ratio from -1 to 3) the cells do not determine them: their bars are NaN, and the attribute
-        `undetermined` names them.
+        `alpha`, `beta`, `gamma`, `ratio` (beta / alpha), and the `coefficient` of f along `power`. For the exponents
+        also `..._low` and `..._high`, between which 68 % of the fits lie, and `..._standard_error`, half of the
+        distance between them. `fitted` and `observed` are the RMSE of every cell. Only the ratio is well determined:
+        a change of alpha can be compensated by gamma and f. The search goes over alpha from 0.01 to 2, gamma from 0.2
+        to 5, and the ratio from -1 to 3. If fits reach the edge of the search, the cells do not determine the
+        parameter: its error bars are NaN, and the attribute `undetermined` names it.
 
     Raises
     ------
@@ -119,12 +119,12 @@ class _Fit:
 
 
 def _fit(n: Array, s: Array, y: Array, start: Array) -> _Fit:
-    """Least squares of relative residuals; f, in which the problem is linear, is solved for at every step."""
+    """Least squares of relative residuals. The problem is linear in f, which is solved for at every step."""
 
     def solve(exponents: Array) -> tuple[Array, Array]:
         alpha, ratio, gamma = exponents
         u, z = (n / s**ratio) ** alpha, y ** (1.0 / gamma)
-        # A relative residual of the RMSE is gamma times that of z.
+        # A relative residual of the RMSE is gamma times the relative residual of z.
         matrix = np.stack([np.ones_like(u), u, u**2], 1) * (gamma / z)[:, None]
         scale = np.linalg.norm(matrix, axis=0)
         coefficients = np.linalg.lstsq(matrix / scale, np.full(len(z), gamma), rcond=1e-12)[0] / scale
@@ -159,7 +159,7 @@ def _cells(cube: xr.Dataset | xr.DataArray, size: str, batch: str, value: str) -
 
 
 def _undetermined(exponents: Array) -> list[str]:
-    """Names of exponents that many fits have at the edge of the search, and of those that trade with them."""
+    """Names of exponents that many fits put at the edge of the search, and of exponents that compensate them."""
     edge = np.minimum(exponents - _LOWEST, _HIGHEST - exponents) < 1e-3 * (_HIGHEST - _LOWEST)
     alpha, ratio, gamma = edge.mean(0) > _OUTSIDE
     return [*(["alpha", "beta", "gamma"] if alpha or ratio or gamma else []), *(["ratio"] if ratio else [])]

@@ -31,7 +31,7 @@ from ..training.fitting import fit
 from ..training.plan import building, plan
 
 _OPTIMISER = tuple(parameter.name for parameter in fields(Optimiser))
-# Parameters of training that a scheme may set; the cell gives the others, or an endless twin has no use for them.
+# Parameters of training that a scheme may set. The cell sets the others, or an endless twin does not need them.
 TRAINING = frozenset(
     (
         *("objective", "window", "batch", "trajectories", "validate_every", "patience", "device", "processes"),
@@ -42,7 +42,7 @@ TRAINING = frozenset(
 
 
 def plain(value: Any) -> Any:
-    """Turn a value into JSON that tells it from others."""
+    """Turn a value into JSON that identifies the value."""
     if isinstance(value, Sites):
         return value.to_json()
     if isinstance(value, Mapping):
@@ -53,12 +53,12 @@ def plain(value: Any) -> Any:
 
 
 def check_plain(label: str, value: Any) -> None:
-    """Refuse what has no JSON to be known by.
+    """Refuse a value that JSON cannot identify.
 
     Raises
     ------
     TypeError
-        For values other than numbers, names, switches, Sites, and lists and mappings of them.
+        If a value is no number, name, bool or Sites, and no list or mapping of these.
     """
     try:
         to_json(plain(value))
@@ -70,16 +70,16 @@ def check_plain(label: str, value: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme(ABC):
-    """What an experiment of a sweep runs, small and plain, so that it travels.
+    """The method or network of an experiment. It is small and plain, so that it can be sent to a worker.
 
     Attributes
     ----------
     trains : bool
         Whether there is a network to train.
     parameters : mapping
-        Of the method, or of the network and its training.
+        Parameters of the method, or of the network and its training.
     trained_on : mapping
-        Parameters of the twin experiment that training has instead of the test's.
+        Parameters of the twin experiment that differ in training from those of the test.
     """
 
     trains: ClassVar[bool] = False
@@ -90,15 +90,15 @@ class Scheme(ABC):
     @property
     @abstractmethod
     def accepts(self) -> frozenset[str]:
-        """Names of the parameters that it takes."""
+        """Names of the parameters that the scheme takes."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON that tells it from another."""
+        """JSON that identifies the scheme."""
 
     @abstractmethod
     def check(self, experiment: TwinExperiment, seed: int) -> None:
-        """Refuse parameters that cannot be, for training on an experiment.
+        """Refuse parameters that are impossible for training on this experiment.
 
         Raises
         ------
@@ -110,15 +110,15 @@ class Scheme(ABC):
         """Cycle a record; the options are those of `cycle`."""
 
     def trained_network(self, networks: Mapping[str, Any]) -> Any | None:
-        """Pick its network from the trained networks of the sweep, by digest; None for other schemes."""
+        """Pick the scheme's network, by digest, from the trained networks of the sweep; None for other schemes."""
         return None
 
     def train(self, experiment: TwinExperiment, seed: int, checkpoint: StoreLike | None) -> Network:
-        """Train the network; only where `trains`."""
+        """Train the network; only a scheme with `trains` can."""
         raise NotImplementedError(f"{type(self).__name__} trains nothing")
 
     def has_made(self, network: Network, experiment: TwinExperiment, seed: int) -> bool:
-        """Whether a network is of this training, which ended as it should, by what its description says."""
+        """Whether, by its description, a network comes from this training and the training is complete."""
         return False
 
 
@@ -130,11 +130,11 @@ class BaselineScheme(Scheme):
 
     @property
     def accepts(self) -> frozenset[str]:
-        """Names of the parameters that it takes."""
+        """Names of the parameters that the scheme takes."""
         return frozenset(accepted_parameters(self.method) | {"tune_on", "candidates"})
 
     def describe(self) -> dict[str, Any]:
-        """JSON that tells it from another."""
+        """JSON that identifies the scheme."""
         return {"baseline": self.method, **plain(self.parameters)}
 
     def check(self, experiment: TwinExperiment, seed: int) -> None:
@@ -142,13 +142,13 @@ class BaselineScheme(Scheme):
         method_by_name(self.method, **self.parameters).check_dynamics(experiment.dynamics)
 
     def run(self, record: xr.Dataset, network: Network | None, **options: Any) -> xr.Dataset:
-        """Tune it on the record, and cycle it."""
+        """Tune the method on the record, and cycle it."""
         return baseline(record, self.method, **self.parameters, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedScheme(Scheme):
-    """A trained network, which travels by itself; its digest stands for it."""
+    """A trained network. The network is sent to workers apart from the scheme, which holds the network's digest."""
 
     digest: str
 
@@ -158,11 +158,11 @@ class TrainedScheme(Scheme):
         return frozenset()
 
     def describe(self) -> dict[str, Any]:
-        """JSON that tells it from another."""
+        """JSON that identifies the scheme."""
         return {"network": {"network": self.digest}}
 
     def check(self, experiment: TwinExperiment, seed: int) -> None:
-        """Whether it goes with a record is said by `cycle`."""
+        """Check nothing: `cycle` checks whether the network fits a record."""
 
     def run(self, record: xr.Dataset, network: Network | None, **options: Any) -> xr.Dataset:
         """Cycle the network."""
@@ -170,7 +170,7 @@ class TrainedScheme(Scheme):
         return cycle(record, network, **options)
 
     def trained_network(self, networks: Mapping[str, Any]) -> Any | None:
-        """The network of its digest."""
+        """The network with the scheme's digest."""
         return networks[self.digest]
 
 
@@ -182,9 +182,9 @@ class TrainingScheme(Scheme):
     ----------
     name : str
     kind : type of AnalysisNetwork, optional
-        The architecture's class; without one, that of the registered name.
+        Class of the architecture. By default the class with the registered name.
     architecture : mapping
-        Parameters of an architecture; those of `parameters` replace them.
+        Parameters of an architecture. `parameters` replace them.
     """
 
     trains: ClassVar[bool] = True
@@ -199,12 +199,12 @@ class TrainingScheme(Scheme):
         return TRAINING.union(network_parameters(self.name) if self.kind is None else self.architecture)
 
     def describe(self) -> dict[str, Any]:
-        """JSON that tells it from another."""
+        """JSON that identifies the scheme."""
         architecture = {"name": self.name, "parameters": dict(self.architecture)}
         return {"network": self.name if self.kind is None else architecture, **plain(self.parameters)}
 
     def check(self, experiment: TwinExperiment, seed: int) -> None:
-        """Refuse a network or a training that cannot be."""
+        """Refuse a network or a training that is impossible."""
         plan(self._training_arguments(experiment, seed, None))
 
     def run(self, record: xr.Dataset, network: Network | None, **options: Any) -> xr.Dataset:
@@ -226,14 +226,14 @@ class TrainingScheme(Scheme):
         return network
 
     def has_made(self, network: Network, experiment: TwinExperiment, seed: int) -> bool:
-        """Whether a network is of this training, which ended as it should, by what its description says."""
+        """Whether, by its description, a network comes from this training and the training is complete."""
         training = network.description.get("training", {})
         architecture = self._network(experiment)
         settings = {name: plain(value) for name, value in self._settings().items() if name in training}
         if "objective" in settings:
             settings["objective"] = objective_by_name(settings["objective"]).to_json()
         if settings.get("steps", 0) is None:
-            del settings["steps"]  # the description has the default, or what followed from epochs
+            del settings["steps"]  # the description has the default, or the number that epochs gave
         described = {name: training[name] for name in settings} | {
             "architecture": training.get("architecture"),
             "seed": training.get("seed"),
@@ -267,7 +267,7 @@ class TrainingScheme(Scheme):
         settings = self._settings()
         rates = {name: settings.pop(name) for name in _OPTIMISER if name in settings}
         if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
-            settings.setdefault("processes", 1)  # the scheduler has others at work already
+            settings.setdefault("processes", 1)  # the scheduler runs other processes already
         return TrainingArguments(
             source=experiment,
             network=self._network(experiment),
@@ -280,14 +280,14 @@ class TrainingScheme(Scheme):
 
 
 def scheme_from(label: str, description: Mapping[str, Any]) -> Scheme:
-    """Understand what a caller gave as a scheme.
+    """Make a scheme from a caller's description.
 
     Raises
     ------
     TypeError
-        If it is no mapping, or a value of it has no plain form.
+        If the description is no mapping, or one of its values has no plain form.
     ValueError
-        If it names both or none of the two kinds, or a parameter that it does not take.
+        If the description has both or neither of 'baseline' and 'network', or a parameter that the scheme lacks.
     """
     if not isinstance(description, Mapping):
         raise TypeError(
@@ -310,7 +310,9 @@ def scheme_from(label: str, description: Mapping[str, Any]) -> Scheme:
     for name, value in {**parameters, **trained_on}.items():
         check_plain(f"scheme {label!r}: {name}", value)
     if "trained_on" in description and not scheme.trains:
-        raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
+        raise ValueError(
+            f"scheme {label!r} trains nothing: expected no trained_on=, which goes with a network to train"
+        )
     return scheme
 
 

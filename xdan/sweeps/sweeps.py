@@ -1,4 +1,4 @@
-"""Sweeps: many twin experiments, computed cell by cell on any dask scheduler into a store."""
+"""Sweeps: many twin experiments. Any dask scheduler computes them cell by cell into a store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .cell_store import CellStore
 from .cells import Cell
 from .plan import SweepPlan
 
-MOST_CELLS = 500  # more are computed with yes=True only
+MOST_CELLS = 500  # a larger number is computed with yes=True only
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))  # a disk without room
 _KILLED = " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
 
@@ -46,63 +46,65 @@ def sweep(
     yes: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Run many twin experiments: every scheme at every combination of parameters, for every seed.
+    """Run many twin experiments: every scheme with every combination of parameters and every seed.
 
-    An experiment trains its network, where it has one, on an endless twin, cycles a test record that no training has
-    seen, and scores it. Experiments that share a network train it once.
+    If an experiment has a network to train, the network is trained on an endless twin. The experiment then cycles a
+    test record that no training has seen, and scores the run. Experiments that share a network train it once.
 
     Parameters
     ----------
     experiment : TwinExperiment or Dynamics
-        What is the same wherever no axis says otherwise; of a dynamics, a `TwinExperiment` with its defaults.
+        The experiment before axes change its parameters. A dynamics stands for a `TwinExperiment` with default
+        parameters.
     schemes : mapping of str to mapping
-        What is compared. ``{"baseline": "enkf-n", "members": 40}`` is a classical method and its parameters;
-        ``{"network": "residual-cnn", "filters": 24, "minutes": 2}`` a network (a name, an architecture, or a trained
-        Network) and the parameters of the network and of `train`. ``"trained_on"``, a mapping, trains on other
-        parameters of the twin experiment than the test's: ``{"sites": 40}``.
+        The methods and networks to compare, by their names in the result. ``{"baseline": "enkf-n", "members": 40}`` is
+        a classical method with its parameters. ``{"network": "residual-cnn", "filters": 24, "minutes": 2}`` is a
+        network (a name, an architecture, or a trained Network) with parameters of the network and of `train`. The
+        mapping ``"trained_on"`` holds parameters of the twin experiment that differ in training from those of the
+        test, such as ``{"sites": 40}``.
     axes : mapping of str to sequence, or to mapping of label to value
-        Parameters and the values that they run through: of the dynamics (`forcing`), of the twin experiment
-        (`interval`, `observe`, `error_std`), of networks, of training, of methods. A scheme without such a parameter
-        is the same along that axis.
+        Parameters and their values: of the dynamics (`forcing`), of the twin experiment (`interval`, `observe`,
+        `error_std`), of networks, of training or of methods. A scheme without a parameter has equal scores along its
+        axis.
     seeds : int or sequence of int
-        How many, from 0 on, or which. A seed keys training and test record.
+        The number of seeds, which begin with 0, or the seeds. A seed is the key of training and test record.
     cycles, trajectories, burn_in : int
-        Of the test records.
+        Number of cycles, of trajectories, and of cycles without scores, of the test records.
     climatology : array or DataArray, shape (sample, *state), optional
-        States that stand for the dynamics' own climatology, in twins, trainings and methods. Parameters of the dynamics
-        are then no axes: other parameters have another climate.
+        States in the place of the dynamics' climatology, for twins, trainings and methods. Parameters of the dynamics
+        may then be no axes, as other parameters have another climate.
     store : path or Zarr store, optional
-        Every cell is written as it is finished. The same call, or one with more schemes, values or seeds, computes
-        what is missing. Without a store the cube is lazy.
+        Store into which every cell is written once it is finished. The same call, or a call with more schemes, values
+        or seeds, computes only the missing cells. Without a store the cube is lazy.
     retry : bool
-        Try failed cells again.
+        Whether to compute failed cells again.
     yes : bool
-        Go on though more than 500 cells are to be computed, or the cube has more than 10,000.
+        Whether to go on if more than 500 cells must be computed, or the cube has more than 10,000.
     progress : bool
-        Show a progress bar, with a store.
+        Whether to show a progress bar; only with a store.
 
     Returns
     -------
     xarray.Dataset
-        Scores with dims (scheme, *axes, seed), in memory where there is a store. A cell that failed is NaN, `failed`
-        is 1 there and the attribute `errors` says why (of a lazy cube, a warning as it is computed).
+        Scores with dims (scheme, *axes, seed), in memory if there is a store. A cell that failed is NaN, and its
+        `failed` is 1. The attribute `errors` says why it failed; a lazy cube warns when it is computed.
 
     Raises
     ------
     TypeError, ValueError
-        For a parameter that no scheme takes, an axis without values, too many cells, or a wrong argument, before
-        anything is computed.
+        If no scheme takes a parameter, an axis has no values, there are too many cells, or an argument is wrong. All of
+        this is checked before the computation.
     FileExistsError
-        If the store holds another sweep, or something else.
+        If the store holds another sweep, or no sweep.
     OSError
-        If the disk is full; finished cells are kept, and the same call goes on.
+        If the disk is full. Finished cells are kept, and the same call goes on from them.
     KeyboardInterrupt
-        At Ctrl-C; finished cells and the checkpoint of a training are kept, and the same call goes on.
+        At Ctrl-C. Finished cells and the checkpoint of a training are kept, and the same call goes on from them.
 
     Warns
     -----
     XdanWarning
-        Where a cell or a network in the store is damaged; it is computed again.
+        If a cell or a network in the store is damaged. It is computed again.
 
     Examples
     --------
@@ -151,7 +153,7 @@ def sweep(
         raise OSError(
             error.errno, f"no room left for {store}: finished cells are kept; make room, and the same call goes on"
         ) from error
-    # Loaded: a lazy cube would change its numbers with the next call on the store.
+    # The cube is loaded: a lazy cube would change with the next call on the store.
     loaded: xr.Dataset = xr.open_zarr(store, consolidated=False).load()
     return loaded
 
@@ -159,7 +161,7 @@ def sweep(
 def _tasks(
     cells: Sequence[Cell], cell_store: CellStore | None, trained: Mapping[str, Network], climate: GivenClimate | None
 ) -> dict[str, Delayed]:
-    """Delayed results by key; a training that cells share is one task, and so are a trained network and a climate."""
+    """Delayed results by key. A training that cells share is one task, and so are a trained network and a climate."""
     shared = None if climate is None else dask.delayed(climate, traverse=False)
     trained_tasks = {key: dask.delayed(network, traverse=False) for key, network in trained.items()}
     networks: dict[str, Delayed] = {}
@@ -176,12 +178,12 @@ def _tasks(
 
 @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
 def _network(cell: Cell, climate: GivenClimate | None, cell_store: CellStore | None) -> Network | str:
-    """Train a network, or say why not."""
+    """Train a network, or say why the training failed."""
     in_block()
     cell = cell.with_climate(climate)
     try:
         return cell.train(None) if cell_store is None else cell_store.network(cell)
-    except Exception as error:  # whatever it is, the other cells go on
+    except Exception as error:  # after any error, the other cells go on
         return _why(error)
 
 
@@ -203,7 +205,7 @@ def _result(
 
 
 def _why(error: BaseException) -> str:
-    """What to keep of a failure; raised again where the disk is full, which is no fault of the cell's."""
+    """The text of a failure. If the disk is full, the error is raised again, as it is no fault of the cell."""
     if _is_full(error):
         raise error
     return f"{type(error).__name__}: {error}"
@@ -214,7 +216,7 @@ def _is_full(error: BaseException) -> bool:
 
 
 class _Bar(Callback):  # type: ignore[misc]
-    """Progress over some tasks of a local scheduler."""
+    """A progress bar over some tasks of a local scheduler."""
 
     def __init__(self, keys: set[Any], bar: Any) -> None:
         super().__init__(posttask=self._seen)
@@ -228,7 +230,7 @@ class _Bar(Callback):  # type: ignore[misc]
 
 
 def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool) -> None:
-    """Compute on the scheduler that is active; without any, one cell after another with all cores."""
+    """Compute on the active scheduler. Without one, compute one cell after another with all cores."""
     wanted = list(tasks.values())
     with bar_of(len(wanted), "sweep", shown=progress, unit="cell") as bar:
         client = _client()
@@ -238,7 +240,7 @@ def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool
             futures = dict(zip(client.compute(wanted), tasks, strict=True))
             try:
                 for future in as_completed(futures):
-                    key = futures.pop(future)  # let go of: kept by a worker that dies, it would be computed again
+                    key = futures.pop(future)  # released: otherwise it is computed again if its worker dies
                     if (error := future.exception()) is not None:
                         hint = _KILLED if isinstance(error, KilledWorker) else ""
                         cell_store.write(key, {"failed": 1.0, "error": _why(error) + hint})
@@ -254,7 +256,7 @@ def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool
 
 
 def _client() -> Any:
-    """The distributed client that is active, if any."""
+    """The active distributed client, if there is one."""
     if dask.config.get("scheduler", None) not in (None, "dask.distributed"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The arguments of a training, checked one by one: numbers and switches become Python's own."""
+"""The arguments of a training, checked one by one. Numbers and bools become those of Python."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ..records.climatology import with_climatology
 from ..records.location import StoreLike, check_rewritable, locate
 from ..records.record import RecordWords
 
-LENGTHS = ("steps", "epochs", "minutes")  # each says how long to train: one of them at most
+LENGTHS = ("steps", "epochs", "minutes")  # each sets the length of the training: at most one of them may be set
 _WORDS = RecordWords.__optional_keys__
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingArguments:
-    """The arguments of `train`, as they are described there.
+    """The arguments of `train`, which describes them.
 
-    A dynamics becomes the twin experiment that it makes, the name of an objective the objective, and an optimiser that
-    is left out the usual one.
+    A dynamics becomes a twin experiment, the name of an objective becomes the objective, and a missing optimiser
+    becomes the default one.
 
     Raises
     ------
@@ -92,7 +92,7 @@ class TrainingArguments:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether bars are drawn."""
+        """Whether progress bars are drawn."""
         quiet = isinstance(self.progress, Mapping) and bool(self.progress.get("disable"))
         return self.progress is not False and not quiet
 
@@ -110,7 +110,7 @@ class TrainingArguments:
             self._set("memory", None)
 
     def _take_climatology(self) -> None:
-        """Give the model of an endless twin its climatology; a Dataset is read with it."""
+        """Give the model of an endless twin its climatology. A Dataset is read with `climatology`."""
         if isinstance(self.source, TwinExperiment):
             words = dict(self.words)
             dynamics = with_climatology(self.source.dynamics, words.pop("climatology", None))
@@ -118,7 +118,7 @@ class TrainingArguments:
             self._set("words", words)
 
     def _check_words(self) -> None:
-        """Refuse unknown keywords as Python does, and say where those of before have gone."""
+        """Refuse unknown keywords as Python does, and say where keywords of early versions have gone."""
         known = [entry.name for entry in fields(self)]
         homes = {}
         if isinstance(self.network, str) and self.network in known_networks():
@@ -137,7 +137,7 @@ class TrainingArguments:
                 )
 
     def _check_kinds(self) -> None:
-        """Refuse arguments of a wrong type, numbers apart."""
+        """Refuse arguments of a wrong type; numbers are checked elsewhere."""
         words: Mapping[str, Any] = {**dict.fromkeys(_WORDS), **self.words}
         named = (type(None), str, Mapping)
         kinds: dict[str, tuple[Any, Any, str]] = {
@@ -178,7 +178,7 @@ class TrainingArguments:
             )
 
     def _check_together(self) -> None:
-        """Refuse arguments that do not go with each other."""
+        """Refuse arguments that do not fit one another."""
         lengths = [label for label in LENGTHS if getattr(self, label) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{lengths} each say how long to train: expected one of steps=, epochs= and minutes=")
@@ -200,7 +200,7 @@ class TrainingArguments:
 
 
 def _objective(objective: Any) -> Objective:
-    """An objective, or the one that a name asks for."""
+    """The objective itself, or the objective with this name."""
     if isinstance(objective, type) and issubclass(objective, Objective):
         raise TypeError(
             f"objective={objective.__name__}: expected an object of this class, such as {objective.__name__}()"

@@ -1,4 +1,4 @@
-"""A spread for networks that have none: learned, or measured, on a record or an endless twin."""
+"""A spread for networks without one: it is learned or measured, on a record or an endless twin."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ _WORDS = RecordWords.__optional_keys__
 
 
 def with_spread(net: Network, *, mean: Mean = "frozen", seed: int = 0, **parameters: Any) -> Network:
-    """Put a `GaussianCNN` around a trained network: its analyses, and a spread that is still to be trained.
+    """Put a `GaussianCNN` around a trained network. The analyses stay, and the spread must still be trained.
 
     Parameters
     ----------
     net : Network
-        Of one forecast, without a spread, such as `xdan.open_network("lorenz96")`.
+        A network of one forecast without a spread, such as `xdan.open_network("lorenz96")`.
     mean : {"frozen", "trained"}
-        Whether a training will change the analyses too.
+        Whether a later training keeps the analyses or changes them, too.
     seed : int
-        Of the first weights of the CNN that gives the spread.
+        Key of the first weights of the CNN that computes the spread.
     **parameters
-        Of `xdan.GaussianCNN`: filters, blocks, sub_blocks, kernel, diagonals, activation.
+        Parameters of `xdan.GaussianCNN`: filters, blocks, sub_blocks, kernel, diagonals, activation.
 
     Returns
     -------
     Network
-        Its description has how the analyses were trained, under "before". Train it: `xdan.train(source,
-        xdan.with_spread(net), objective="log-score")`; `xdan.calibrate` does both.
+        The network with a spread. Its description holds the training of the analyses under "before". Train the spread
+        by `xdan.train(source, xdan.with_spread(net), objective="log-score")`. `xdan.calibrate` does both steps.
 
     Raises
     ------
     TypeError
-        For what is no trained network, or unknown parameters.
+        If `net` is no trained network, or a parameter is unknown.
     ValueError
-        For a network with members, beside a Kalman filter, or with a spread.
+        If the network takes members, works beside a Kalman filter, or has a spread already.
 
     See Also
     --------
@@ -83,22 +83,22 @@ def with_spread(net: Network, *, mean: Mean = "frozen", seed: int = 0, **paramet
 def calibrate(
     net: Network, source: xr.Dataset | TwinExperiment | Dynamics, kind: Kind = "network", **settings: Any
 ) -> Network:
-    """Give the analyses of a trained network a spread, which a record or an endless twin says.
+    """Give the analyses of a trained network a spread, from their errors on a record or an endless twin.
 
     Parameters
     ----------
     net : Network
-        Of one forecast. Its analyses stay as they are.
+        A network of one forecast. Its analyses stay as they are.
     source : xarray.Dataset, TwinExperiment or Dynamics
         A twin or a record with truth; with kind="constant" direct observations are enough. Or a twin experiment, which
-        is generated during the call; a dynamics makes the one with the usual settings.
+        is generated during the call. A dynamics stands for the twin experiment with default parameters.
     kind : {"network", "constant", "factor"}
-        "network": a `GaussianCNN` around the network, trained by the log score with the analyses frozen: the spread
-        differs from place to place and from time to time. At the end one factor for the spread of each field makes its
-        root mean square the RMSE of the analyses that are held back for validation, where these have the truth.
-        "constant": one number for each component, the root mean square error of its analyses on the part of the source
-        that is held back for validation; without the truth one number for each field.
-        "factor": the spread of a `GaussianCNN` that was trained otherwise, times that factor for each field.
+        "network": a `GaussianCNN` around the network is trained by the log score, with frozen analyses. The spread
+        differs between places and times. At the end, the spread of each field is multiplied by a factor, so that its
+        root mean square equals the RMSE of the analyses that are held back for validation, if these have a truth.
+        "constant": one number for each component: the root mean square error of its analyses on the part of the source
+        that is held back for validation. Without the truth there is one number for each field.
+        "factor": the spread of a `GaussianCNN` that is trained already, multiplied by such a factor for each field.
     **settings
         Of "network": those of `xdan.train`, 2000 steps by default, and those of `xdan.with_spread`: filters, blocks,
         sub_blocks, kernel, diagonals, activation. Of the others: validation, seed, device, progress and
@@ -107,27 +107,27 @@ def calibrate(
     Returns
     -------
     Network
-        Its runs have `spread`.
+        The network with a spread: its runs hold `spread`.
 
     Raises
     ------
     TrainingInterrupted
         As `xdan.train`.
     TypeError
-        For what is no trained network, or unknown settings.
+        If `net` is no trained network, or a setting is unknown.
     ValueError
-        For networks that have a spread already, with kind="factor" for those without a `GaussianCNN`, and sources that
-        `xdan.train` refuses; with kind="constant", where a field is never observed and there is no truth.
+        If the network has a spread already; with kind="factor", if it has no `GaussianCNN`; if `xdan.train` refuses the
+        source; or with kind="constant", if a field is never observed and there is no truth.
 
     Notes
     -----
-    Without the truth the error variance of component n follows from observations of independent Gaussian errors of
-    variance R_n alone, by Stein's (1981) unbiased estimate of risk, whatever the network does:
+    Without the truth, observations with independent Gaussian errors of variance R_n are enough. Stein's (1981) unbiased
+    estimate of risk gives the error variance of component n, for any network:
 
         E[e_n^2] = E[(y_n - x_a,n)^2] - R_n + 2 R_n E[d x_a,n / d y_n].
 
-    Its values scatter by some 2^(1/2) R_n: it takes some 100,000 of them to know a variance of 0.04 R_n to a tenth.
-    They are averaged over the components of each field.
+    A single value scatters by some 2^(1/2) R_n: some 100,000 values are needed to estimate a variance of 0.04 R_n to
+    10 %. Values are averaged over the components of each field.
 
     References
     ----------
@@ -160,7 +160,7 @@ def _by_network(net: Network, source: Any, settings: dict[str, Any]) -> Network:
 
 
 def _scaled(net: Network, source: Any, settings: Mapping[str, Any]) -> Network:
-    """The network with the factors of `spread_factors` on what its training held back for validation."""
+    """The network with the factors of `spread_factors`, from the data that its training held back for validation."""
     device = pick_device(settings.get("device", "auto"))
     module, data, bars = _held_back(net, source, settings, device)
     record = data.validation
@@ -244,7 +244,7 @@ def _check_network(net: Any) -> None:
 
 
 def _described(net: Network, said: dict[str, Any]) -> dict[str, Any]:
-    """Training of a network around another: the setting is that of the other, whose training stands under "before"."""
+    """Describe the training of a network around another: with the other's setting, and its training under "before"."""
     before = net.description["training"]
     kept = {name: before[name] for name in ("data", "validation_rmse", "validation_innovation") if name in before}
     return {**kept, **said, "before": before}

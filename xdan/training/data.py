@@ -1,4 +1,4 @@
-"""What a training sees: windows to train on, and a record apart to validate on."""
+"""The data of a training: windows for training, and a separate record for validation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..core.observing import FieldSites, ObservingSystem, Operator, Sites
 from ..core.random import Purpose
 from ..core.spaces import StateSpace
 
-VALIDATION_LANES, VALIDATION_CYCLES = 64, 250  # at most, of a validation
-_CLIMATE_STATES = 256  # states that a mean over the climate is taken of
-_LEAST_CLIMATE = 0.1  # share of the observations' variance that is the state's, at least
-_BURN_IN = 50  # cycles left out of a validation
-_ROUNDING = 1e-6  # a deviation that small beside the mean is rounding in single precision
+VALIDATION_LANES, VALIDATION_CYCLES = 64, 250  # most lanes and cycles of a validation
+_CLIMATE_STATES = 256  # number of states in a mean over the climate
+_LEAST_CLIMATE = 0.1  # least share of the observations' variance that must come from the state
+_BURN_IN = 50  # most cycles that a validation leaves out
+_ROUNDING = 1e-6  # a smaller ratio of deviation to mean is rounding in single precision
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a loop trains and validates on.
+    """The data for training and validation.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class TrainingData:
     windows : Windows
     validation : Record
     moments : tuple of float, or of list of float
-        Climatological mean and deviation of a site; of each of several fields.
+        Climatological mean and standard deviation of a site; lists for several fields.
     identity : mapping
-        JSON that tells these data from others.
+        JSON that identifies these data.
     setting : mapping
         JSON of the setting, which a trained network keeps: "interval", "error_std", "observing", "climate" and
         "dynamics".
@@ -56,17 +56,18 @@ class TrainingData:
     setting: Mapping[str, Any]
 
     def climate(self) -> torch.Tensor:
-        """Some states of the dynamics' climate, shape (B, N); none where the observing system has no operator."""
+        """Some states of the dynamics' climate, shape (B, N); no states if the observing system has no operator."""
         like = self.validation.observation
         if self.observing.direct:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
         return _some_climate(self.validation).flatten(1)
 
     def error_scale(self, network: AnalysisNetwork) -> float | list[float]:
-        """Typical observation error to normalise a network with, one for each of several fields.
+        """Typical observation error by which a network is normalised; for several fields one for each.
 
-        A field that is never observed has none. It gets the share of its climatological deviation that the errors of
-        the other fields are of theirs, in the geometric mean: it is then corrected by steps of a size like theirs.
+        A field that is never observed has no observation error. It gets a share of its climatological deviation. The
+        share is the geometric mean of error / climatological deviation over the other fields. In this way the field is
+        corrected by steps of a similar relative size.
         """
         space, climate = network.space, self.climate()
         if space is None or space.single:
@@ -87,12 +88,12 @@ Moments = tuple[float, float] | tuple[list[float], list[float]]
 
 
 class TrainingSource(ABC):
-    """Where the data of a training come from, understood before any of them is read.
+    """The source of the data of a training. It is checked before any of the data are read.
 
     Attributes
     ----------
     seed : int
-        Keys random draws.
+        Key of random draws.
     """
 
     seed: int
@@ -100,17 +101,17 @@ class TrainingSource(ABC):
     @property
     @abstractmethod
     def dynamics(self) -> Dynamics:
-        """The forecasts' model."""
+        """The model of the forecasts."""
 
     @property
     @abstractmethod
     def operator(self) -> Operator | None:
-        """H, where it is not the state itself."""
+        """H; None if the state itself is observed."""
 
     @property
     @abstractmethod
     def contents(self) -> WindowContents:
-        """What the windows will hold."""
+        """The contents of the windows."""
 
     def states(self, device: str) -> torch.Tensor:
         """A few states of the model, (S, N) in single precision, at which derivatives are checked."""
@@ -118,30 +119,30 @@ class TrainingSource(ABC):
 
     @abstractmethod
     def data(self, network: AnalysisNetwork, device: str) -> TrainingData:
-        """Read or make the data, for a network to be trained on a device."""
+        """Read or make the data, for the training of a network on a device."""
 
 
 def burn_in(cycles: int) -> int:
-    """Cycles that a validation of so many leaves out at the beginning."""
+    """Number of cycles that a validation of `cycles` cycles leaves out at the beginning."""
     return min(_BURN_IN, cycles // 3)
 
 
 def climate_moments(record: Record, space: StateSpace | None = None) -> Moments:
-    """Climatological mean and deviation of a site, from the truth or from observations without their errors' part.
+    """Climatological mean and standard deviation of a site, from the truth, or from observations without their errors.
 
-    Observations by another operator say little of the state, and those of a field that is never observed nothing: then
-    the dynamics' own climate is taken. A climatology that was given comes before all of these.
+    If an operator makes the observations, or a field is never observed, the climate of the dynamics is taken. If the
+    caller passes a climatology, that climatology is always taken.
 
     Parameters
     ----------
     record : Record
     space : StateSpace, optional
-        Whose fields have moments of their own, where there are several.
+        Space of the state. If it has several fields, each has its moments.
 
     Raises
     ------
     ValueError
-        If they are not finite, or nothing varies.
+        If the moments are not finite, or nothing varies.
     """
     if space is None or space.single:
         return _moments(record, slice(None), "")
@@ -150,7 +151,7 @@ def climate_moments(record: Record, space: StateSpace | None = None) -> Moments:
 
 
 def _moments(record: Record, part: slice, of_what: str) -> tuple[float, float]:
-    """Those of some components."""
+    """Climatological mean and standard deviation of some components."""
     states = record.truth
     observed = record.observation[..., part] if record.observing.direct else record.observation[..., :0]
     observed = observed[~observed.isnan()].double()
@@ -163,11 +164,11 @@ def _moments(record: Record, part: slice, of_what: str) -> tuple[float, float]:
         source = "states"
     else:
         total, errors = float(observed.var(correction=0)), float(_part(record, part).mean())
-        # Where errors are larger than the climate, a share of the observations' variance is a guess.
+        # If errors are larger than the climate, a share of the observations' variance is taken as a guess.
         variance = max(total - errors, _LEAST_CLIMATE * total)
         mean, std = float(observed.mean()), math.sqrt(variance) if variance >= 0 else math.nan
         source = "observations"
-    single = np.finfo(np.float32)  # in which networks compute with the variance
+    single = np.finfo(np.float32)  # networks compute with the variance in single precision
     if not (math.isfinite(mean) and single.tiny < std**2 < single.max and std > _ROUNDING * abs(mean)):
         raise ValueError(
             f"the {source}{of_what} that validation reads have the mean {mean:.6g} and the deviation {std:.6g}: "
@@ -185,7 +186,7 @@ def _some_climate(record: Record) -> torch.Tensor:
 
 
 def _part(record: Record, part: slice) -> torch.Tensor:
-    """Error variances of some components that are observed directly; of all as R has them."""
+    """Error variances of some components that are observed directly; of all components as R has them."""
     variance = record.observing.error_variance()
     if part == slice(None):
         return variance
@@ -199,20 +200,20 @@ def describe_setting(
     sites: Sites | FieldSites | None,
     moments: Moments,
 ) -> dict[str, Any]:
-    """Describe the setting, as `TrainingData` has it.
+    """Describe the setting of a training, in the form of `TrainingData.setting`.
 
     Parameters
     ----------
     record : Record
-        The one to validate on.
+        The record for validation.
     observing : ObservingSystem
-        In double precision, of all times.
+        H and R at all times, in double precision.
     steps : sequence of int
         Model steps in each interval.
     sites : Sites, FieldSites or None
-        The rule of observing; named where the record's observations are as many as it makes.
+        The rule by which sites are observed. It is named only if the record has as many observations as the rule makes.
     moments : tuple
-        As of `climate_moments`.
+        Result of `climate_moments`.
     """
     timestep = record.dynamics.timestep
     share = float((~record.observation.isnan()).double().mean())
@@ -227,7 +228,7 @@ def describe_setting(
 
 
 def _follows(sites: Sites | FieldSites, share: float, size: int) -> bool:
-    """Whether a rule of observing gives such a share of observations; a record with gaps has fewer."""
+    """Whether a rule makes this share of observations. A record with gaps has fewer."""
     least, most = sites.counts(size)
     if least == most:
         return math.isclose(share * size, least, rel_tol=1e-6)
@@ -239,6 +240,6 @@ def _short(number: float) -> float:
 
 
 def _range(numbers: Sequence[float]) -> float | list[float]:
-    """The number where all are equal, else the smallest and the largest."""
+    """The number if all are equal, else the smallest and the largest."""
     least, most = (_short(number) for number in (min(numbers), max(numbers)))
     return least if math.isclose(least, most, rel_tol=1e-5) else [least, most]

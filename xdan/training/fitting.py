@@ -97,11 +97,11 @@ def train(
         {"method": "second-order-kalman", "c2": 8.0} costs less; {"method": "state-covariance", "past": "dynamics",
         "depth": 36, "c2": 8.0} has a covariance that follows from the state alone, as that of a network without.
     window : int
-        N_iter, cycles that the gradient goes back through.
+        N_iter: number of cycles through which the gradient goes back.
     batch : int
-        S_b, trajectories in a step.
+        S_b: number of trajectories in a step.
     trajectories : int, optional
-        N_r, of an endless twin; by default four batches.
+        N_r: number of trajectories of an endless twin; by default four batches.
     steps, epochs, minutes : optional
         When to stop; the learning rate falls linearly to zero until then, where `optimiser` has no other schedule. An
         epoch is a pass over a record; of an endless twin, a window of every trajectory: N_r / S_b steps. With `steps`
@@ -116,8 +116,8 @@ def train(
     optimiser : Optimiser, optional
         Learning rates, their schedule, weight decay and clipping; `xdan.Optimiser()` by default.
     validation : float
-        Share of the trajectories kept for validation; the network with the best RMSE on them is returned, and of a
-        network whose spread is scored the one with the best loss.
+        Share of the trajectories that is held back for validation. The result has the weights with the best RMSE on
+        these; if the spread is scored, the weights with the best loss.
     validate_every : int
         Steps between validations. One whose RMSE is 1.3 times the best sends training back to the best weights, at 0.7
         of the rates.
@@ -134,8 +134,8 @@ def train(
         weights that it has.
     {device}
     processes : int, optional
-        How many share the trajectories of a batch, on the CPU. By default as many as torch has threads
-        (`torch.set_num_threads`), where that leaves each at least 12 trajectories.
+        Number of processes that share the trajectories of a batch, on the CPU. By default the number of torch's threads
+        (`torch.set_num_threads`), if each process then has at least 12 trajectories.
     checkpoint : path or Zarr store, optional
         Save here about every half minute, and when the training ends. A run that was killed or ended by Ctrl-C is
         resumed by the same call, and ends with the same weights.
@@ -157,8 +157,8 @@ def train(
     Raises
     ------
     TypeError, ValueError
-        For settings that cannot be trained with, before the values of a record are read; then for values that cannot be
-        trained on: also where nothing, or hardly anything, is observed in what is held back for validation.
+        If a setting is wrong; this is checked before the values of a record are read. If values cannot be trained on,
+        or too little is observed in the part that is held back for validation.
     RuntimeError
         If training diverges for good.
     TrainingInterrupted

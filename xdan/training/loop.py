@@ -1,4 +1,4 @@
-"""The loop of a training: steps, validations, checkpoints, and the history that they leave."""
+"""The loop of a training: steps, validations, checkpoints and the history."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SAVE_EVERY = 30.0  # seconds between checkpoints
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many gradient steps, or so many minutes; the other is None."""
+    """The length of a training: a number of gradient steps, or of minutes. The other is None."""
 
     steps: int | None
     minutes: float | None
 
     def spent(self, steps: int, seconds: float) -> float:
-        """Share of the budget that so many steps, or so many seconds, take."""
+        """Share of the budget that these steps, or these seconds, take."""
         if self.steps is not None:
             return steps / self.steps
         assert self.minutes is not None
@@ -89,11 +89,11 @@ class Loop:
     data : TrainingData
     course : Course
     checkpoint : path or Zarr store, optional
-        Save here; a checkpoint that is there already is taken up.
+        Where to save. A training goes on from a checkpoint that exists there.
     identity : mapping
-        JSON that tells this training from another.
+        JSON that identifies this training.
     from_trained : bool
-        Whether the weights at the start are a candidate for the best ones.
+        Whether the weights at the start may be the best ones.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class Loop:
         self.rows: list[_Row] = []
         self._losses: list[tuple[float, float, int]] = []  # loss, RMSE and restarts of the steps since the last row
         self._begin = 0.0  # time on the clock
-        self.elapsed_before = 0.0  # seconds of the runs that were resumed
+        self.elapsed_before = 0.0  # seconds of earlier runs that were resumed
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, identity)
         saved = None if self.checkpoint is None else self.checkpoint.load()
         if saved is not None:
@@ -129,7 +129,7 @@ class Loop:
             TRAINING.info("goes on at step %d of %s from %s", self.trainer.step_count, self.budget, checkpoint)
 
     def run(self, progress: bool | Mapping[str, Any]) -> float:
-        """Train; returns the seconds it took, those before a resumption included.
+        """Train; return the seconds of the training, including those before a resumption.
 
         Ctrl-C ends the training early, and `interrupted` says so. What `on_validation` raises ends it too: a checkpoint
         is saved first.
@@ -149,17 +149,17 @@ class Loop:
         ):
             try:
                 elapsed = self._steps(interruption, bar, not bar.disable)
-            except KeyboardInterrupt:  # in the middle of a step, from elsewhere than the first Ctrl-C
+            except KeyboardInterrupt:  # within a step, and not from the first Ctrl-C
                 if interruption.noted or not self.trainer.step_count:
                     raise
                 self.interrupted, elapsed = True, self._elapsed()
             except BrokenProcessPool as error:
                 if not interruption.noted:
                     raise
-                if not self.trainer.step_count:  # the Ctrl-C met helpers that were still starting
+                if not self.trainer.step_count:  # the Ctrl-C came while helpers were still starting
                     raise KeyboardInterrupt from error
                 self.interrupted, elapsed = True, self._elapsed()
-            else:  # otherwise weights and source do not fit each other, and the last save stays
+            else:  # after an error, weights and source do not fit each other: the last save stays
                 if self.checkpoint is not None:
                     self._save(elapsed)
             if self.interrupted and not any(row.step for row in self.rows):
@@ -322,7 +322,7 @@ class _Row:
     restarts: int
     rewinds: int
     seconds: float
-    validation_loss: float = math.nan  # of objectives that judge by it
+    validation_loss: float = math.nan  # for objectives that choose the best weights by the loss
 
 
 _HISTORY = {

@@ -1,4 +1,4 @@
-"""The plan of a training: all that it is made of, built and checked before the values of a record are read."""
+"""The plan of a training. Its parts are built and checked before the values of a record are read."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from .data import TrainingData, TrainingSource
 from .record_source import RecordSource
 from .twin_source import TwinSource
 
-_LEAST_SHARE = 12  # trajectories of a batch that are worth a process of their own
+_LEAST_SHARE = 12  # least number of trajectories of a batch for each process
 _BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a training is made of.
+    """The parts of a training.
 
     Attributes
     ----------
     source : TrainingSource
     network : AnalysisNetwork
-        Architecture; with the weights of a trained network where one is carried on.
+        Architecture. If a trained network is trained further, it has the weights of this network.
     trained : Network or None
-        The network that is carried on.
+        The network that is trained further.
     processes : int
-        How many share the trajectories of a batch.
+        Number of processes that share the trajectories of a batch.
     seed : int
-        Of the first weights.
+        Key of the first weights.
     """
 
     source: TrainingSource
@@ -52,7 +52,7 @@ class TrainingPlan:
     seed: int
 
     def module(self, data: TrainingData) -> AnalysisNetwork:
-        """Network to train: normalised to the data, its first weights drawn from the seed; or a trained one, thawed.
+        """The network to train: a new one, normalised to the data, with weights drawn from the seed; or a trained one.
 
         Raises
         ------
@@ -71,15 +71,15 @@ class TrainingPlan:
 
 
 def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
-    """Build what a training is made of, and refuse what cannot be trained.
+    """Build the parts of a training, and refuse arguments that cannot be trained with.
 
-    Of a record, coordinates and attributes are read, and a few states once all else is right.
+    Coordinates and attributes of a record are read, and a few states after all other checks.
 
     Parameters
     ----------
     arguments : TrainingArguments
     device : str
-        That training will be on.
+        Device of the training.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
         trained.check(dynamics)
         _check_finite(network, trained)
     arguments.objective.check(network, source.contents)
-    registered_name(network)  # a store must open as what it is
+    registered_name(network)  # a store must open as this network
     if trained is None:
         check_network(network, math.prod(dynamics.shape))
     if processes > 1:
@@ -108,7 +108,7 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
 
 
 def _network(arguments: TrainingArguments, space: StateSpace) -> AnalysisNetwork:
-    """Module of the architecture, by name for a space; where a network is carried on, with its weights."""
+    """Module of the architecture, by name for a space; with the weights of a network that is trained further."""
     network = arguments.network
     with building():
         if isinstance(network, AnalysisNetwork):
@@ -164,7 +164,7 @@ def not_finite(module: AnalysisNetwork) -> list[str]:
 
 
 def _processes(processes: int | None, batch: int, device: str) -> int:
-    """How many processes share a batch."""
+    """Number of processes that share a batch."""
     if torch.device(device).type != "cpu" or multiprocessing.current_process().daemon:
         if processes not in (None, 1):
             raise ValueError(
@@ -178,9 +178,9 @@ def _processes(processes: int | None, batch: int, device: str) -> int:
 
 @contextmanager
 def building(seed: int | None = None) -> Iterator[None]:
-    """Make modules in single precision, and leave the process's random state and default type as they were.
+    """Make modules in single precision. The process's random state and default dtype are restored afterwards.
 
-    With a seed their weights follow from it. One thread at a time: both are the whole process's.
+    With a seed, the weights follow from the seed. One thread at a time: random state and dtype belong to the process.
     """
     with _BUILDING, torch.random.fork_rng(devices=[]):
         if seed is not None:

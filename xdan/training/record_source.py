@@ -1,4 +1,4 @@
-"""A Dataset to train on: understood and checked without its data, then read for windows and a validation."""
+"""A Dataset as the source of a training. It is checked without its data, then read for windows and a validation."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ from .data import (
 Lanes = Sequence[tuple[int, int]]
 """First row and time of each lane in the record."""
 
-_BEGINNING = 64  # cycles that the first states are from
-_FEWEST_OBSERVED = 10  # observations that a validation is made on, at least
-_SCARCE = 0.05  # of the share observed in training: a smaller one is too little to choose the best weights by
+_BEGINNING = 64  # number of cycles from which the first states are taken
+_FEWEST_OBSERVED = 10  # least number of observations of a validation
+_SCARCE = 0.05  # least ratio of the observed share in validation to that in training, to choose the best weights
 
 
 @dataclass(frozen=True)
 class RecordSource(TrainingSource):
-    """Lanes of a record: its trajectories, or segments of them where they are few.
+    """Lanes of a record: its trajectories, or segments of these if there are few.
 
     Attributes
     ----------
     labelled : LabelledRecord
-        Without a truth where the objective does without; with a teacher's forecasts and analyses where a run is
-        imitated.
+        The record. It has no truth if the objective needs none. If a run is imitated, it holds the teacher's forecasts
+        and analyses.
     lanes : sequence of (row, start)
-        First indices in the record.
+        First row and time of each lane in the record.
     length : int
         Cycles of a lane.
     validation : float
@@ -87,12 +87,12 @@ class RecordSource(TrainingSource):
         batch: int,
         seed: int,
     ) -> RecordSource:
-        """Understand a Dataset; reads coordinates and attributes, and none of its data.
+        """Check a Dataset. Its coordinates and attributes are read, but none of its data.
 
         Raises
         ------
         TypeError, ValueError
-            For whatever `read` refuses, a teacher that is no run of this record, or too few or too short trajectories.
+            If `read` refuses the Dataset, the teacher is no run on this record, or trajectories are too few or short.
         """
         run = teacher if isinstance(teacher, xr.Dataset) else None
         if teacher is not None and run is None and not objective.needs_covariance:
@@ -110,7 +110,7 @@ class RecordSource(TrainingSource):
 
     @property
     def dynamics(self) -> Dynamics:
-        """As the record names it."""
+        """The dynamics that the record names."""
         return self.labelled.setup.dynamics
 
     @property
@@ -120,7 +120,7 @@ class RecordSource(TrainingSource):
 
     @property
     def contents(self) -> WindowContents:
-        """Windows have a truth where it is read, and a teacher's forecasts where a run is imitated."""
+        """Windows have a truth if the objective needs it, and a teacher's forecasts if a run is imitated."""
         labelled = self.labelled
         return WindowContents(self.window, labelled.truth is not None, labelled.forecast is not None)
 
@@ -136,7 +136,7 @@ class RecordSource(TrainingSource):
         return states[:: max(1, len(states) // STATES)][:STATES]
 
     def data(self, network: AnalysisNetwork, device: str) -> TrainingData:
-        """Read the record: lanes to train on, and others to validate on.
+        """Read the record: lanes for training, and other lanes for validation.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class RecordSource(TrainingSource):
         identity = {
             "dynamics": dynamics_to_json(setup.dynamics),
             "sizes": {str(dim): size for dim, size in labelled.observation.sizes.items()},
-            # What the record holds, by the part that validation reads: a resumed run must be on the same one.
+            # The part that validation reads stands for the record: a resumed run must use an equal record.
             "fingerprint": digest(
                 *observing_identity(setup.observing, setup.dynamics),
                 record.observation.cpu().numpy(),
@@ -186,14 +186,14 @@ class RecordSource(TrainingSource):
         check_observed(labelled)
 
     def _kept_and_held(self) -> tuple[Lanes, Lanes]:
-        """Lanes to train on, and those held back for validation: the last, which are blocks of their own in a store."""
+        """Lanes for training, and lanes for validation: the last ones, which are separate blocks in a store."""
         count = len(self.lanes)
         split = count - min(count - 1, max(1, round(self.validation * count)))
         held = self.lanes[split:]
         return self.lanes[:split], held[:: max(1, len(held) // VALIDATION_LANES)][:VALIDATION_LANES]
 
     def _validation(self, held: Lanes, cycles: int, device: str) -> tuple[Record, Array | None]:
-        """Record to validate on, and its truth as it was read."""
+        """The record for validation, and its truth as it was read."""
         labelled, start = self.labelled, held[0][1]
         truth = None if labelled.truth is None else read_lanes(labelled.truth, held, 0, cycles)
         record = make_record(
@@ -206,7 +206,7 @@ class RecordSource(TrainingSource):
             device=device,
         )
         clock = torch.tensor([labelled.setup.clock(first) for _, first in held]) - record.steps[0]
-        # Segments may be more than the trajectories that they are of.
+        # There may be more segments than trajectories.
         label = record.trajectory[torch.arange(len(held)) % len(record.trajectory)]
         return replace(record, clock=clock, trajectory=label), truth
 
@@ -218,7 +218,7 @@ def _check_lanes_observed(
     length: int,
     cycles: int,
 ) -> None:
-    """Refuse lanes to train on, or to validate on, in which hardly anything is observed; warn where some are empty."""
+    """Refuse lanes with too few observations for training or validation; warn of lanes without observations."""
     per_time = observation.notnull().sum(observation.dims[2:]).to_numpy()
     size = math.prod(observation.shape[2:])
     first = burn_in(cycles)
@@ -269,8 +269,8 @@ def _check_finite(truth: xr.DataArray) -> None:
 def _lanes(labelled: LabelledRecord, window: int, batch: int, validation: float) -> tuple[Lanes, int]:
     """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few.
 
-    Lanes of a batch share their intervals, so segments have one interval throughout. A single trajectory whose
-    intervals differ is cut at its gaps.
+    Lanes of a batch share their intervals, so a segment has a single interval. A single trajectory with different
+    intervals is cut where they change.
     """
     count, cycles = labelled.observation.shape[:2]
     steps = labelled.setup.steps
@@ -292,7 +292,7 @@ def _lanes(labelled: LabelledRecord, window: int, batch: int, validation: float)
 
 
 def _stretches(steps: Array) -> list[tuple[int, int]]:
-    """First and last position, the last excluded, of the longest parts of a record with its commonest interval."""
+    """First and last position, the last excluded, of the longest parts of a record that have its commonest interval."""
     values, counts = np.unique(steps[1:], return_counts=True)
     if not len(values):
         return [(0, len(steps))]

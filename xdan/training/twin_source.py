@@ -1,4 +1,4 @@
-"""A twin experiment to train on, which never ends: made while training goes on."""
+"""An endless twin experiment as the source of a training. It is made while training goes on."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from ..records.twin_observing import observing_system
 from ..records.watch import warn_of
 from .data import VALIDATION_CYCLES, VALIDATION_LANES, TrainingData, TrainingSource, climate_moments, describe_setting
 
-# First labels of an endless twin's trajectories: no record has those, whatever its seed.
+# First labels of an endless twin's trajectories: no record has these labels, with any seed.
 _VALIDATION_LABEL, _TRAINING_LABEL = 1_000_000_000, 2_000_000_000
 
 
 @dataclass(frozen=True)
 class TwinSource(TrainingSource):
-    """A twin experiment whose trajectories go on as long as training does, and a short one apart to validate on.
+    """A twin experiment whose trajectories go on as long as the training, and a separate short one for validation.
 
     Attributes
     ----------
     experiment : TwinExperiment
     observing : ObservingSystem
-        Its H and R, in double precision on the CPU.
+        H and R of the twin, in double precision, on the CPU.
     steps : int
         Model steps in an interval.
     teacher : Method or None
-        Runs beside the twin, for its covariance to be imitated.
+        Method that runs beside the twin; the network imitates its covariance.
     supervised : bool
         Whether windows and validation have the truth.
     trajectories, window, batch, seed : int
@@ -70,12 +70,12 @@ class TwinSource(TrainingSource):
         batch: int,
         seed: int,
     ) -> TwinSource:
-        """Understand a twin experiment; nothing is integrated.
+        """Check a twin experiment. No model is run.
 
         Raises
         ------
         TypeError, ValueError
-            For intervals, errors or operators that cannot be, and a teacher without a covariance, or of no use.
+            If intervals, errors or operators are impossible, or a teacher has no covariance or is not used.
         """
         dynamics = experiment.dynamics
         if teacher is not None and not objective.needs_covariance:
@@ -96,26 +96,26 @@ class TwinSource(TrainingSource):
 
     @property
     def dynamics(self) -> Dynamics:
-        """That of the forecasts."""
+        """The model of the forecasts."""
         return self.experiment.dynamics
 
     @property
     def operator(self) -> Operator | None:
-        """As the experiment has it."""
+        """H of the experiment; None if the state itself is observed."""
         return self.observing.operator
 
     @property
     def contents(self) -> WindowContents:
-        """Windows have a truth where the objective needs it, and a covariance where a teacher runs beside."""
+        """Windows have a truth if the objective needs it, and a covariance if a teacher runs beside the twin."""
         return WindowContents(self.window, self.supervised, covariance=self.teacher is not None)
 
     def data(self, network: AnalysisNetwork, device: str) -> TrainingData:
-        """Start the twin, and run the short one that validation is on.
+        """Start the twin, and run the short twin of the validation.
 
         Raises
         ------
         ValueError
-            If the dynamics leaves the finite numbers, or nothing is observed.
+            If the states become infinite or NaN, or nothing is observed.
         """
         warn_of([self.experiment.truth.dynamics.shortage(max(self.trajectories, self.batch))])
         twin = self._endless(device, _TRAINING_LABEL, max(self.trajectories, self.batch), self.batch, self.window)
@@ -131,7 +131,7 @@ class TwinSource(TrainingSource):
         if not bool((~record.observation.isnan()).any()):
             raise ValueError(f"observe={sites!r} observes nothing: expected at least one site")
         windows: Windows = twin
-        if self.teacher is not None:  # a network without memory cannot tell an ensemble that settles
+        if self.teacher is not None:  # a network without memory cannot see whether an ensemble has settled
             windows = TaughtTwin(twin, tune(self.teacher, record), anew=network.memory > 0)
         moments = climate_moments(record, network.space)
         setting = describe_setting(record, self.observing, [self.steps], sites, moments)
@@ -159,7 +159,7 @@ class TwinSource(TrainingSource):
         )
 
     def _validation(self, device: str) -> tuple[Record, torch.Tensor]:
-        """Record to validate on, and its truth even where the record has none."""
+        """The record for validation, and its truth, even if the record has none."""
         twin = self._endless(
             device, _VALIDATION_LABEL, VALIDATION_LANES, VALIDATION_LANES, VALIDATION_CYCLES, supervised=True
         )
@@ -188,19 +188,19 @@ class TwinSource(TrainingSource):
 
 
 def _plain(deviation: Any) -> Any:
-    """Deviations as plain numbers; those of each field or instrument by its name."""
+    """Standard deviations as plain numbers, by the names of fields or instruments if there are any."""
     if isinstance(deviation, dict):
         return {name: _plain(one) for name, one in deviation.items()}
     return np.asarray(deviation, dtype=np.float64).tolist()
 
 
 def teaching_method(teacher: Any, objective: Objective) -> Method:
-    """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for.
+    """Make the teacher from its name, or from a mapping with the name as "method" and the parameters.
 
     Raises
     ------
     ValueError
-        For what is neither, names and parameters that are unknown, and methods without members or a covariance.
+        If `teacher` is neither, a name or parameter is unknown, or the method has neither members nor a covariance.
     """
     if not isinstance(teacher, (str, Mapping)) or isinstance(teacher, xr.Dataset):  # a Dataset is a mapping too
         raise ValueError(
