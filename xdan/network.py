@@ -73,6 +73,9 @@ class Network:
         Weights and normalisation; read-only.
     history : xarray.Dataset or None
         Numbers of training and validation along `step`.
+    prototype : AnalysisNetwork or None
+        The network around a torch module of yours, which the description cannot make; a store does not hold it. None
+        for other networks.
 
     Examples
     --------
@@ -94,8 +97,7 @@ class Network:
         for value in self.arrays.values():
             value.setflags(write=False)
         self.history = history
-        # With a torch module of a user, which the description does not make. No store has it.
-        self._prototype = prototype
+        self.prototype = prototype
         self.digest = digest(
             {key: self.description[key] for key in ("name", "parameters", "modules") if key in self.description},
             *(self.arrays[name] for name in sorted(self.arrays)),
@@ -156,11 +158,11 @@ class Network:
             raise ValueError(
                 f"arrays {odd[:4]} are of type {self.arrays[odd[0]].dtype}: expected real numbers of at most 64 bits"
             )
-        if self._prototype is None:
+        if self.prototype is None:
             network_of_shapes(name, parameters, {label: value.shape for label, value in self.arrays.items()})
             module = network_by_name(name, parameters)
         else:
-            module = copy.deepcopy(self._prototype)
+            module = copy.deepcopy(self.prototype)
         weights = {name: array_to_tensor(value) for name, value in self.arrays.items()}
         if any(value.dtype == torch.float64 for value in weights.values()):
             module.double()  # single precision would round the arrays
@@ -242,7 +244,7 @@ class Network:
 
     def _check_described(self, verb: str, remedy: str) -> None:
         """Refuse to make a network anew that holds a torch module of a user."""
-        if self._prototype is not None:
+        if self.prototype is not None:
             raise TypeError(
                 f"{verb}() makes a network anew, and this one holds {named_modules(self.description)}, of which xdan "
                 f"knows no parameters: expected a network of registered classes; {remedy}"
@@ -287,7 +289,7 @@ class Network:
             )
         if self.space is not None:
             check_same_fields(self.space, dynamics.space, f"the network {self.description['name']!r}")
-        if self._prototype is not None:  # a user's module may be for one number of sites
+        if self.prototype is not None:  # a user's module may be for one number of sites
             _method(self, torch.float32, "cpu").network.check_state(dynamics.dims, dynamics.shape)
 
     def check_climate(self, observation: Array, error_variance: Tensor) -> None:
@@ -586,7 +588,7 @@ def _with_modules(
 def _check_seen(network: Network, made: AnalysisNetwork, store: StoreLike) -> None:
     """Refuse modules that with these weights give other analyses than those that were saved."""
     kept, parts = network.description.get("modules"), module_networks(made)
-    prototype = network._prototype
+    prototype = network.prototype
     if not isinstance(kept, list) or len(kept) != len(parts) or prototype is None:
         raise ValueError(f"{store} has modules={shown(kept)}: expected a list of {len(parts)}, one for each module")
     for part, mine, one in zip(parts, module_networks(prototype), kept, strict=True):
