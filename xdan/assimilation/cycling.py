@@ -288,8 +288,9 @@ class Run:
             for name, variable in self.choices.items()
         }
         # xarray reads what labels a dim at once, and a lazy label would have the method tuned for that.
-        labels = self.method.labels().items()
-        settled |= {name: np.asarray(one, self.choices[name].dtype) for name, one in labels if name in self.choices}
+        for name, tried in self.method.labels().items():
+            if name in self.choices and self.choices[name].dims == (name,):
+                settled[name] = np.asarray(tried, self.choices[name].dtype)
         result = self._labelled(arrays | settled).assign_attrs(attribute(self.warned))
         return self._sealed(result) if warns else result
 

@@ -466,7 +466,7 @@ class Method(ABC):
         return self._candidates.get(name, self.tunable[name].values)
 
     def labels(self) -> dict[str, tuple[float, ...]]:
-        """The values of those `choices` that label a dim, known before the method is prepared."""
+        """The values that tuning tries, by the names of their `choices`; known before the method is prepared."""
         return {f"candidate_{name}": self.tried(name) for name in self.to_tune()}
 
     def take_candidates(self, candidates: Any) -> None:
