@@ -308,7 +308,7 @@ def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str
         ) from None
     if not same:
         raise ValueError(
-            f"{store} ({path or 'root'}) was cut short or changed: its digest does not match; write it again, or use a copy"
+            f"{store} ({path or 'root'}) was cut short or changed: its digest does not match; write it again"
         )
     return arrays, description
 
