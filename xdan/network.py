@@ -74,7 +74,7 @@ class Network:
     history : xarray.Dataset or None
         Numbers of training and validation along `step`.
     prototype : AnalysisNetwork or None
-        The network around a torch module of yours, which the description cannot make; a store does not hold it. None
+        The network around a torch module of yours. The description cannot make it, and a store does not hold it. None
         for other networks.
 
     Examples
@@ -243,7 +243,7 @@ class Network:
         return _method(self, dtype, device)
 
     def _check_described(self, verb: str, remedy: str) -> None:
-        """Refuse to make a network anew that holds a torch module of a user."""
+        """Refuse to make a network anew if it holds a torch module of a user."""
         if self.prototype is not None:
             raise TypeError(
                 f"{verb}() makes a network anew, and this one holds {named_modules(self.description)}, of which xdan "
@@ -407,9 +407,9 @@ def committee(networks: Iterable[Network]) -> Network:
     Parameters
     ----------
     networks : iterable of Network
-        At least two, of one forecast, on the same state dims, whose increments are in one unit: trained from the start
-        with the same observation error. All of them give a spread, or none does. With a spread the committee gives that
-        of the mixture: the mean of the variances plus the variance of the means (`xdan.Committee`).
+        At least two networks of one forecast with equal state dims. Their increments must be in one unit: their first
+        trainings had equal observation errors. Either all networks give a spread, or none does. If they do, the
+        committee gives the spread of the mixture of their Gaussians (`xdan.Committee`).
 
     Returns
     -------
@@ -503,11 +503,12 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     Parameters
     ----------
     store : path, Zarr store, or name
-        The names of `SHIPPED` open networks that come with xdan, where no path of that name exists.
+        A store that `Network.to_zarr` wrote. A name in `SHIPPED` opens a network that comes with xdan, if no path with
+        this name exists.
     module : torch.nn.Module, or sequence of them, optional
-        Of a network around a torch module of yours (`xdan.ModuleNetwork`): an instance of its class, made with the
-        values of the training. A copy of it gets the weights. For several modules, as in a committee, one for all, or
-        a list.
+        Only for a network around a torch module of yours (`xdan.ModuleNetwork`): an instance of the module's class,
+        made with the values that it had in the training. A copy of this instance gets the weights. If the network holds
+        several modules, as a committee does, pass one instance for all of them, or a list.
 
     Returns
     -------
@@ -517,17 +518,18 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     Raises
     ------
     FileNotFoundError
-        If there is no such store.
+        If the store does not exist.
     TypeError
-        If `module` is no module.
+        If `module` is no torch module.
     ValueError
-        If it is not a network, its name is not registered, or it was cut short. If it holds weights of a torch module
-        and no `module` is passed, or one of another class, with other tensors, or that gives other analyses.
+        If the store holds no network, the network's name is not registered, or the store was cut short. If the store
+        holds weights of a torch module, and `module` is missing, has another class or other tensors, or makes other
+        analyses.
 
     Warns
     -----
     XdanWarning
-        Where the module's class has the name that was saved and stands in another file.
+        If the module's class has the name that was saved, but stands in another file.
 
     Examples
     --------
@@ -561,7 +563,7 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
 def _with_modules(
     description: Mapping[str, Any], module: Any, shapes: Mapping[str, tuple[int, ...]], store: StoreLike
 ) -> AnalysisNetwork | None:
-    """The network around a user's modules that a description names; None where it names none."""
+    """The network around the user's modules that a description names; None if it names no module."""
     names = named_modules(description)
     if not names:
         if module is not None:
@@ -586,7 +588,7 @@ def _with_modules(
 
 
 def _check_seen(network: Network, made: AnalysisNetwork, store: StoreLike) -> None:
-    """Refuse modules that with these weights give other analyses than those that were saved."""
+    """Refuse modules that make other analyses with these weights than the saved modules made."""
     kept, parts = network.description.get("modules"), module_networks(made)
     prototype = network.prototype
     if not isinstance(kept, list) or len(kept) != len(parts) or prototype is None:
@@ -597,7 +599,7 @@ def _check_seen(network: Network, made: AnalysisNetwork, store: StoreLike) -> No
 
 
 def _check_description(description: Mapping[str, Any], store: StoreLike) -> None:
-    """Refuse a description that is not that of a network in this format."""
+    """Refuse a description that does not describe a network in this format."""
     if "parameters" not in description or "name" not in description:
         raise ValueError(
             f"{store} holds no network; found a description with {sorted(description)}, expected name and parameters"

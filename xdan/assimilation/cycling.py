@@ -227,7 +227,7 @@ class Run:
     smoothed : Layout
         What the backward pass adds; empty without one.
     key : WorkKey or None
-        What the tasks of a run that is computed at once know it by; None of a lazy run.
+        Key by which tasks know a run that is computed at once; None for a lazy run.
     setup : Delayed
         The record's `Setup`.
     prepared : Delayed
@@ -320,7 +320,7 @@ class Run:
         return opened
 
     def _bar(self, before: int, **options: Any) -> Bar:
-        """A bar over the cycles of all blocks of trajectories, of both passes where the run is smoothed."""
+        """A bar over the cycles of all blocks of trajectories. For a smoothed run it counts both passes."""
         total = (2 if self.smoothed else 1) * self.plan.shape[0] * self.plan.time[-1]
         return bar_of(total, self.method.name, shown=self.progress, initial=before, unit="cycle", **options)
 

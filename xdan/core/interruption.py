@@ -1,4 +1,4 @@
-"""Ctrl-C while something is trained: it is noted, and the training ends between two steps."""
+"""Ctrl-C during a training: it is noted, and the training ends between two steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A training ended by Ctrl-C without a result; what it has learned until then is kept here.
+    """Ctrl-C ended a training without a result. The exception keeps the network.
 
     Parameters
     ----------
     text : str
         What was interrupted, and how to go on.
     network : Network or TendencyNetwork
-        With the best weights until then, or before the first validation with the weights as they were. Of
-        `xdan.train` and `xdan.calibrate` a trained `Network`; of `xdan.train_surrogate` and `xdan.learn_correction` the
+        The network with the best weights until then; before the first validation, with its last weights. `xdan.train`
+        and `xdan.calibrate` give a trained `Network`; `xdan.train_surrogate` and `xdan.learn_correction` give the
         network of the model.
 
     Examples
@@ -46,10 +46,10 @@ KEPT_TEXT = (
 
 
 class Interruption:
-    """Let Ctrl-C end a training between two steps, where weights and checkpoint fit each other.
+    """Let Ctrl-C end a training between two steps. There the weights and the checkpoint fit each other.
 
-    The first Ctrl-C is noted; a second one raises KeyboardInterrupt at once. Outside the main thread, and where the
-    process has a way of its own with Ctrl-C, nothing changes.
+    The first Ctrl-C is noted, and a second one raises KeyboardInterrupt at once. Nothing changes outside the main
+    thread, or if the process handles Ctrl-C in another way than Python's default.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Bars that show how far long work has come and how long the rest takes, and the end of work that was interrupted."""
+"""Bars that show how far long work has come and how long the rest takes. The end of interrupted work."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tqdm.auto import tqdm
 _T = TypeVar("_T")
 BAR_DELAY = 2.0  # seconds of work that need no bar
 _IN_FILES = 30.0  # seconds between two lines of a bar that is written into a file
-_KEPT = 256  # measurements of how far work has come
-_LONG = 60.0  # seconds of a first part beside which its start counts for little
+_KEPT = 256  # largest number of measurements of the progress
+_LONG = 60.0  # a first part that takes longer than these seconds counts for the speed
 
 
 class RecentRate:
-    """How much of some work is done in a second lately: over the last half of the time, without the first part.
+    """Recent speed of some work, in parts a second: over the last half of the time, without the first part.
 
-    The first part pays for compilation and reading, and says nothing of the others. Only where it takes more than a
-    minute is it measured too.
+    The first part includes compilation and reading, and says nothing about the other parts. It counts only if it is the
+    only part so far, and takes more than a minute.
 
     Attributes
     ----------
     value : float
-        Parts a second; 0 where it is not known yet.
+        Parts a second; 0 if the speed is not known yet.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class RecentRate:
         self._seen: list[tuple[float, float]] = []
 
     def see(self, seconds: float, done: float) -> None:
-        """Note how much is done after some seconds; that of the first call was done before."""
+        """Note how many parts are done after some seconds. The parts of the first call were done before."""
         if self._begin is None:
             self._begin = done
         if done > (self._seen[-1][1] if self._seen else self._begin):
@@ -49,7 +49,7 @@ class RecentRate:
 
     @property
     def value(self) -> float:
-        """Parts a second; 0 where it is not known yet."""
+        """Parts a second; 0 if the speed is not known yet."""
         if not self._seen:
             return 0.0
         until, done = self._seen[-1]
@@ -69,7 +69,7 @@ class Bar(tqdm):  # type: ignore[misc]
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What a line of the bar is written from."""
+        """Values from which a line of the bar is written."""
         told: dict[str, Any] = super().format_dict
         if not self.disable:
             self._recent.see(told["elapsed"], told["n"])
@@ -78,19 +78,19 @@ class Bar(tqdm):  # type: ignore[misc]
 
 
 def bar_of(total: float | None, what: str, *, shown: bool, items: Iterable[Any] | None = None, **options: Any) -> Bar:
-    """Make a bar; one that is written into a file gets a line every half minute.
+    """Make a bar. A bar that is written into a file writes a line every half minute.
 
     Parameters
     ----------
     total : float or None
-        Parts of the work; None where items say it.
+        Number of parts of the work; None if `items` tell it.
     what : str
-        What is done, such as "tuning inflation".
+        Name of the work, such as "tuning inflation".
     shown : bool
     items : iterable, optional
-        That the bar goes through.
+        Items through which the bar goes.
     **options
-        Of tqdm.
+        Options of tqdm.
     """
     if tqdm is plain_bar and not getattr(sys.stderr, "isatty", bool)():  # no notebook, no terminal
         options = {"mininterval": _IN_FILES, "maxinterval": _IN_FILES, **options}
@@ -98,19 +98,19 @@ def bar_of(total: float | None, what: str, *, shown: bool, items: Iterable[Any] 
 
 
 class WorkEndedError(RuntimeError):
-    """A task in another thread still works for a call that was interrupted."""
+    """A task in another thread still works for a call that has ended."""
 
 
 class Work:
-    """Long work whose tasks run in threads of this process, or in other processes: a bar, and an end for all of them.
+    """Long work whose tasks run in threads of this process, or in other processes: its bar, and the end of its tasks.
 
-    dask's threads go on with their tasks after Ctrl-C. Here they end at their next cycle, and none of them writes into
-    a store any more once the call has been left.
+    dask's threads go on with their tasks after Ctrl-C. Here they end at their next cycle, and no task writes into a
+    store after the call has ended.
 
     Attributes
     ----------
     bar : callable or None
-        Makes a bar over the parts of the work, as soon as one is done.
+        Function that makes a bar over the parts of the work. It is called when the first part is done.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Work:
             self._made().update(parts)
 
     def reach(self, parts: float) -> None:
-        """Count so many parts as done at least: tasks in other processes do not tick."""
+        """Count at least this number of parts as done. Tasks in other processes do not tick."""
         with self._changed:
             bar = self._made()
             if parts > bar.n:
@@ -140,7 +140,7 @@ class Work:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Write inside this context: the call is not left before that is done.
+        """Write inside this context. The call does not end before the writing is done.
 
         Raises
         ------
@@ -158,7 +158,7 @@ class Work:
                 self._changed.notify_all()
 
     def end(self) -> None:
-        """Let no task go on, once those that write have written."""
+        """Wait for tasks that write, and let no task go on after that."""
         with self._changed:
             self._ended = True
             if self._bar is not None:
@@ -177,7 +177,7 @@ class Work:
 
 @dataclass(frozen=True)
 class WorkKey:
-    """What tasks know a piece of work by, in whatever process they run."""
+    """Key by which tasks know a piece of work, in any process."""
 
     process: tuple[str, int]
     name: str
@@ -188,7 +188,7 @@ class WorkKey:
         return cls(_this_process(), uuid4().hex)
 
     def work(self) -> Work | None:
-        """The work; None in another process than that of the call.
+        """The work; None in another process than the process of the call.
 
         Raises
         ------
@@ -208,13 +208,13 @@ _PROCESS = uuid4().hex
 
 
 def _this_process() -> tuple[str, int]:
-    """What tells this process from others: from those that it starts by a fork, and from those of other machines."""
+    """Identity of this process. Forked processes and processes of other machines have other identities."""
     return _PROCESS, os.getpid()
 
 
 @contextmanager
 def working(key: WorkKey) -> Iterator[Work]:
-    """Do long work inside this context: tasks with this key tick, and end with it."""
+    """Do long work inside this context. Tasks with this key count their parts, and end with the context."""
     work = _works[key.name] = Work()
     try:
         yield work
@@ -224,7 +224,7 @@ def working(key: WorkKey) -> Iterator[Work]:
 
 
 def ticking(key: WorkKey | None) -> Callable[[], None] | None:
-    """What a task calls after each part; None where nothing counts them.
+    """Function that a task calls after each part; None if nothing counts the parts.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def ticking(key: WorkKey | None) -> Callable[[], None] | None:
 
 @contextmanager
 def undisturbed(key: WorkKey | None) -> Iterator[None]:
-    """Write for a call that is not left before that is done; nothing is written once it has been left.
+    """Write for a call. The call does not end before the writing is done, and nothing is written after its end.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def undisturbed(key: WorkKey | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Scene:
-    """Whether bars are shown in a context, and the work that its loops are a part of."""
+    """Whether bars are shown in a context, and the work to which its loops belong."""
 
     shown: bool = False
     key: WorkKey | None = None
@@ -269,7 +269,7 @@ def showing_bars(on: bool, key: WorkKey | None = None) -> Iterator[None]:
     ----------
     on : bool
     key : WorkKey, optional
-        Of the work that loops inside are a part of: they end with it.
+        Key of the work to which loops inside belong. They end with the work.
     """
     token = _scene.set(_Scene(on, key))
     try:
@@ -279,18 +279,18 @@ def showing_bars(on: bool, key: WorkKey | None = None) -> Iterator[None]:
 
 
 def track(items: Iterable[_T], what: str) -> Iterable[_T]:
-    """Go through items with a bar, named by what is done; it appears after some seconds, and only where bars are shown.
+    """Go through items with a bar. The bar appears after some seconds, if bars are shown.
 
     Parameters
     ----------
     items : iterable
     what : str
-        Such as "tuning inflation".
+        Name of the work, such as "tuning inflation".
 
     Returns
     -------
     iterable
-        Of the same items.
+        These items.
     """
     scene = _scene.get()
     if scene.shown:
@@ -305,12 +305,12 @@ def _while_working(items: Iterable[_T], key: WorkKey) -> Iterator[_T]:
 
 
 def part_bar(total: int, what: str) -> Bar:
-    """A bar for parts that the caller counts; it appears after some seconds, and only where bars are shown."""
+    """A bar for parts that the caller counts. The bar appears after some seconds, if bars are shown."""
     return bar_of(total, what, shown=_scene.get().shown, delay=BAR_DELAY, leave=False)
 
 
 def counted(bar: Bar) -> Callable[[], None]:
-    """What a loop calls after each part: it moves the bar, and ends with the work that the loop is a part of.
+    """Function that a loop calls after each part. It moves the bar, and ends the loop if its work has ended.
 
     Raises
     ------

@@ -132,8 +132,8 @@ def learn_correction(
     FileExistsError
         If the store holds passes of another call.
     TrainingInterrupted
-        At Ctrl-C during gradient steps: a KeyboardInterrupt whose `network` has the best weights of this pass until
-        then. With `store` the same call goes on.
+        At Ctrl-C during gradient steps. It is a KeyboardInterrupt whose `network` has the best weights of this pass
+        until then. With `store` the same call goes on.
 
     Warns
     -----

@@ -91,8 +91,8 @@ def fit_model(
 ) -> dict[str, Any]:
     """Fit a network, and give it the weights that are best by the validation.
 
-    Validation forecasts run over the longest rollout. A killed call with a checkpoint is taken up, and a checkpoint of
-    other states is refused. Ctrl-C ends it after the step at hand, where the checkpoint is saved.
+    Validation forecasts run over the longest rollout. A killed call goes on from its checkpoint, and a checkpoint
+    of other states is refused. Ctrl-C ends the fit after the step at hand, and the checkpoint is saved.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def fit_model(
 
 
 def _interrupted(fit: ModelFit, settings: FitSettings, saves: Checkpoint | None) -> TrainingInterrupted:
-    """What is raised at Ctrl-C, with the best network until then."""
+    """The exception at Ctrl-C, with the best network until then."""
     if math.isfinite(fit.best_score):
         fit.network.load_state_dict(fit.best)
     saved = "" if saves is None else "; the same call goes on from checkpoint="

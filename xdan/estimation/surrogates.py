@@ -84,8 +84,8 @@ def train_surrogate(
     seed : int
         Key of the first weights and of all draws.
     checkpoint : path or Zarr store, optional
-        Save here every half minute, and at Ctrl-C. A killed call is taken up by the same call, and ends with the same
-        weights.
+        Store in which the training is saved every half minute, and at Ctrl-C. After a kill, the same call goes on from
+        there, and ends with the weights of a training without interruption.
     {device}
     {progress}
     {words}
@@ -107,8 +107,8 @@ def train_surrogate(
     RuntimeError
         If forecasts of the network diverge for good.
     TrainingInterrupted
-        At Ctrl-C, after the step at hand: a KeyboardInterrupt whose `network` is the network of the model with the best
-        weights until then. The checkpoint is saved first.
+        At Ctrl-C, after the step at hand. It is a KeyboardInterrupt whose `network` is the network of the model with
+        the best weights until then. The checkpoint is saved first.
 
     See Also
     --------

@@ -61,8 +61,8 @@ device : str
     Device of the tensors: "cpu", "cuda", "cuda:0" and so on. "auto" takes the GPU if there is one.""",
     "progress": """\
 progress : bool
-    Show a progress bar while the call computes, once that takes long. A lazy result is not computed and shows none;
-    `dask.diagnostics.ProgressBar` shows one when it is computed.""",
+    Whether to show a progress bar while the call computes. The bar appears after some seconds. A lazy result is not
+    computed, and has no bar; `dask.diagnostics.ProgressBar` shows one when you compute the result.""",
 }
 
 shares_words = shares(PARAGRAPHS)

@@ -100,9 +100,9 @@ def calibrate(
         that is held back for validation. Without the truth there is one number for each field.
         "factor": the spread of a `GaussianCNN` that is trained already, multiplied by such a factor for each field.
     **settings
-        Of "network": those of `xdan.train`, 2000 steps by default, and those of `xdan.with_spread`: filters, blocks,
-        sub_blocks, kernel, diagonals, activation. Of the others: validation, seed, device, progress and
-        the words of a record.
+        Further arguments. kind="network" takes the arguments of `xdan.train`, with 2000 steps by default, and of
+        `xdan.with_spread`: filters, blocks, sub_blocks, kernel, diagonals, activation. The other kinds take
+        validation, seed, device, progress and the words of a record.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def calibrate(
     Raises
     ------
     TrainingInterrupted
-        As `xdan.train`.
+        At Ctrl-C, as from `xdan.train`.
     TypeError
         If `net` is no trained network, or a setting is unknown.
     ValueError

@@ -70,32 +70,44 @@ def train(
     ----------
     source : xarray.Dataset, TwinExperiment or Dynamics
         A twin or a record with truth, of any size: a few blocks are in memory at a time. Or a twin experiment, which is
-        generated while training and never ends; a dynamics makes the one with the usual settings.
+        generated during the training and never ends. A dynamics stands for the experiment with default parameters.
     network : str, AnalysisNetwork, Network or torch.nn.Module
-        A registered name; an architecture such as `xdan.ResidualCNN(filters=40)`; or a trained network to carry on
-        from (it is not changed). That one is validated first: what is returned is never worse on the validation record.
-        Or any torch module of yours: `module(x, zeta)` gives the analysis, x, zeta and the analysis of shape (B, N).
-        It stands for `xdan.ModuleNetwork(module)`, which says more, and is not changed: a copy of it is trained.
+        A registered name; an architecture such as `xdan.ResidualCNN(filters=40)`; a trained network to train further;
+        or any torch module of yours. A trained network is not changed, and is validated first: on the validation
+        record the result is never worse. A torch module is called as `module(x, zeta)`, and returns the analysis; x,
+        zeta and the analysis have the shape (B, N). It is wrapped as `xdan.ModuleNetwork(module)`. A copy of the module
+        is trained, and the module does not change.
     memory : int, optional
-        Latent channels per site carried from cycle to cycle, where `network` is a name or a torch module; 0 is the
-        paper's network. A torch module with memory is called as `module(x, zeta, memory)`.
+        Number of latent channels for each site that are carried from cycle to cycle, if `network` is a name or a torch
+        module. 0 is the network of the paper. A torch module with memory is called as `module(x, zeta, memory)`.
     objective : str or Objective
-        Supervised: "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does; "crps" and "energy"
-        score the members of an ensemble network, or the Gaussian of a network with a spread such as
-        `xdan.GaussianCNN`; "log-score" scores that Gaussian. From observations only, the truth is not read even where
-        there is one: "forecast" is the misfit of the forecast to the next observations; "analysis" that of the
-        analysis to its own observations, corrected for having seen them; "variational" the distance of a network's
-        Gaussian from Bayes's analysis. Validation is then by the innovations. "covariance", on an endless twin, is the
-        distance of P_a from the teacher's: a start for `LinearInZeta`. For an objective that you write, see
-        `xdan.Objective`.
+        What the training makes small. With the truth:
+
+        - "mse": the mean square error of the analysis, Eq. 4;
+        - "rmse": its root over the state, as in the score;
+        - "crps", "energy": scores of the members of an ensemble network, or of the Gaussian of a network with a spread
+          such as `xdan.GaussianCNN`;
+        - "log-score": the log score of this Gaussian.
+
+        From observations alone. The truth is not read, even if there is one, and the validation uses the innovations:
+
+        - "forecast": the misfit of the forecast to the next observations;
+        - "analysis": the misfit of the analysis to its observations, with a correction, as the analysis has seen them;
+        - "variational": the distance of a network's Gaussian from Bayes's analysis.
+
+        "covariance", on an endless twin, is the distance of P_a from the covariance of the teacher: a start for
+        `LinearInZeta`. `xdan.Objective` says how to write an objective.
     teacher : xarray.Dataset, str or mapping, optional
-        A run of `baseline` on this record to imitate, as a start: every analysis is made from the teacher's forecast
-        and compared with its analysis, so that no model is run and no gradient goes through it. Take it from a store:
-        a lazy one runs anew for every block that is read. Carry on from the network without a teacher. With
-        objective="covariance", a method that runs beside an endless twin, with members or a covariance of its own: a
-        name such as "etkf", or {"method": "etkf", "members": 80, "inflation": 1.02}. For a network with memory
-        {"method": "second-order-kalman", "c2": 8.0} costs less; {"method": "state-covariance", "past": "dynamics",
-        "depth": 36, "c2": 8.0} has a covariance that follows from the state alone, as that of a network without.
+        A method that the network imitates, as a start. Afterwards, train the network further without a teacher.
+
+        On a record, `teacher` is a run of `baseline`. The network makes every analysis from the teacher's forecast, and
+        the loss compares it with the teacher's analysis. No model is run, and no gradient goes through a model. Open
+        the run from a store: a lazy run is computed again for every block that is read.
+
+        With objective="covariance", `teacher` is a method that runs beside the endless twin, with members or a
+        covariance: a name such as "etkf", or {"method": "etkf", "members": 80, "inflation": 1.02}. For a network with
+        memory, {"method": "second-order-kalman", "c2": 8.0} costs less. For a network without memory, the covariance
+        should follow from the state alone: {"method": "state-covariance", "past": "dynamics", "depth": 36, "c2": 8.0}.
     window : int
         N_iter: number of cycles through which the gradient goes back.
     batch : int
@@ -103,45 +115,51 @@ def train(
     trajectories : int, optional
         N_r: number of trajectories of an endless twin; by default four batches.
     steps, epochs, minutes : optional
-        When to stop; the learning rate falls linearly to zero until then, where `optimiser` has no other schedule. An
-        epoch is a pass over a record; of an endless twin, a window of every trajectory: N_r / S_b steps. With `steps`
-        or `epochs` a run is reproducible (on one machine, with one number of processes); with `minutes` it depends on
-        the machine's speed. 6000 steps by default.
+        The length of the training: one of the three, by default 6000 steps. The learning rate falls linearly to zero
+        until then, unless `optimiser` has another schedule. An epoch is a pass over a record. For an endless twin it is
+        a window of every trajectory, which is N_r / S_b steps. With `steps` or `epochs` a training is reproducible, on
+        one machine and with one number of processes. With `minutes` it depends on the speed of the machine.
     patience : int, optional
-        Stop earlier, after so many validations in a row without a better one. Those before a resumption count, and that
-        before the first step of a network that is carried on. While the learning rate falls, the best validations come
-        at the end: take `optimiser=xdan.Optimiser(schedule="constant")`. The best network until then is returned, and
-        `description["training"]` has "stopped_by" and "stopped_at_step". The same call with a larger patience goes on
-        from a checkpoint.
+        Number of validations in a row without a better one after which the training stops. Validations before a
+        resumption count, and so does the validation before the first step of a trained network. While the learning
+        rate falls, the best validations come at the end: take `optimiser=xdan.Optimiser(schedule="constant")`. The best
+        network until then is returned, and `description["training"]` has "stopped_by" and "stopped_at_step". The same
+        call with a larger patience goes on from a checkpoint.
     optimiser : Optimiser, optional
         Learning rates, their schedule, weight decay and clipping; `xdan.Optimiser()` by default.
     validation : float
         Share of the trajectories that is held back for validation. The result has the weights with the best RMSE on
         these; if the spread is scored, the weights with the best loss.
     validate_every : int
-        Steps between validations. One whose RMSE is 1.3 times the best sends training back to the best weights, at 0.7
-        of the rates.
+        Number of steps between validations. If a validation RMSE reaches 1.3 times the best one, the training goes back
+        to the best weights and multiplies the learning rates by 0.7.
     on_validation : callable, optional
-        Called after each validation with a dict: "step"; "seconds" of training; "loss", the mean since the last
-        validation; "validation_rmse", in units of the state (of innovations where there is no truth, and in units of
-        the observation errors where there are several fields); "best", whether it is the best so far;
-        "best_validation_rmse"; and "validation_loss" where the best is by the loss. If it returns True, the training
-        stops, and the best network until then is returned. An error that it raises ends the training: a checkpoint is
-        saved first, and the attribute `network` of the error has the best weights until then. Its time is a part of
-        `minutes`. It changes no number of the training, and a checkpoint goes on with another one, or without.
+        A function that is called after each validation with a dict of these entries:
+
+        - "step", and "seconds" of training;
+        - "loss": the mean loss since the last validation;
+        - "validation_rmse": in units of the state; for several fields in units of the observation errors. Without the
+          truth it is the RMSE of the innovations;
+        - "best": whether this validation is the best so far; "best_validation_rmse";
+        - "validation_loss": only if the loss chooses the best weights.
+
+        If the function returns True, the training stops, and the best network until then is returned. If the function
+        raises an error, the training ends: a checkpoint is saved first, and the attribute `network` of the error has
+        the best weights until then. The time of the function is a part of `minutes`. The function changes no number of
+        the training. A checkpoint goes on with another function too, or without one.
     seed : int
-        Of the initial weights, of the order of the trajectories and of an endless twin. A torch module begins with the
-        weights that it has.
+        Key of the first weights, of the order of the trajectories and of an endless twin. A torch module begins with
+        the weights that it has.
     {device}
     processes : int, optional
         Number of processes that share the trajectories of a batch, on the CPU. By default the number of torch's threads
         (`torch.set_num_threads`), if each process then has at least 12 trajectories.
     checkpoint : path or Zarr store, optional
-        Save here about every half minute, and when the training ends. A run that was killed or ended by Ctrl-C is
-        resumed by the same call, and ends with the same weights.
+        Store in which the training is saved about every half minute, and when it ends. After a kill or Ctrl-C, the same
+        call goes on from there. With `steps` or `epochs` it ends with the weights of a training without interruption.
     progress : bool or mapping
-        Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments. Every validation
-        is logged, too, to the logger "xdan.training".
+        Whether to show a progress bar with validation RMSE and time left. A mapping holds arguments of tqdm. The logger
+        "xdan.training" logs every validation.
     {words}
 
         A twin experiment, or a dynamics, takes the word climatology alone. In a training the trajectories start from
@@ -150,9 +168,10 @@ def train(
     Returns
     -------
     Network
-        With `history`: loss, RMSE (of innovations, without the truth), validation RMSE, learning rate, restarted
-        trajectories, returns to the best weights and seconds along `step`. `description["training"]` has the settings,
-        and as "before" those of the training of a network that was carried on.
+        The trained network. Its `history` has, along `step`: loss, RMSE (without the truth, of the innovations),
+        validation RMSE, learning rate, restarted trajectories, returns to the best weights, and seconds. Its
+        `description["training"]` has the settings. If a trained network was trained further, the entry "before" has
+        the settings of its earlier training.
 
     Raises
     ------
@@ -160,17 +179,17 @@ def train(
         If a setting is wrong; this is checked before the values of a record are read. If values cannot be trained on,
         or too little is observed in the part that is held back for validation.
     RuntimeError
-        If training diverges for good.
+        If the training diverges again and again.
     TrainingInterrupted
-        At a second Ctrl-C, and at one before the first step: a KeyboardInterrupt whose `network` has the best weights
-        until then. At a first Ctrl-C the training ends after the step at hand, and returns.
+        At a second Ctrl-C, and at a Ctrl-C before the first step. It is a KeyboardInterrupt whose `network` has the
+        best weights until then. At a first Ctrl-C the training ends after the step at hand, and returns the network.
 
     Warns
     -----
     XdanWarning
-        At Ctrl-C: the best network until then is returned, a checkpoint is saved, and `description["training"]` says
-        "interrupted". Where no validation was finite; where a network goes on in another setting than its own; where
-        some trajectories have no observations; where a network draws random numbers in training, as dropout does.
+        At Ctrl-C: the best network until then is returned, `checkpoint` is saved, and `description["training"]` has the
+        entry "interrupted". If no validation was finite; if a trained network is trained further in another setting;
+        if some trajectories have no observations; if a network draws random numbers in training, as dropout does.
 
     See Also
     --------
@@ -180,8 +199,8 @@ def train(
 
     References
     ----------
-    Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: the same authors' slides, Eq. 13
-    to 15; the correction: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
+    Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: slides of these authors, Eq. 13 to
+    15; the correction: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
 
     Examples
     --------
@@ -199,13 +218,13 @@ def train(
 
 
 def fit(arguments: TrainingArguments) -> tuple[Network, str | None]:
-    """Train as `train` does, and say whether Ctrl-C cut it short.
+    """Train as `train` does, and tell whether Ctrl-C ended the training early.
 
     Returns
     -------
     network : Network
     interruption : str or None
-        The warning where Ctrl-C ended the training early.
+        The warning, if Ctrl-C ended the training early.
     """
     device = pick_device(arguments.device)
     kind = torch.device(device).type
@@ -215,7 +234,7 @@ def fit(arguments: TrainingArguments) -> tuple[Network, str | None]:
 
 
 def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None]:
-    """As `fit`, in torch's usual modes: plan, read, train, and describe what was trained."""
+    """As `fit`, in torch's usual modes: plan, read, train, and describe the training."""
     bars = arguments.shows_progress
     # Reading goes through dask's tasks, the rest through loops that are tracked.
     reading = TqdmCallback(desc="reading the record", delay=2.0, leave=False) if bars else nullcontext()
@@ -275,7 +294,7 @@ def _identity(
     module: AnalysisNetwork,
     budget: Budget,
 ) -> dict[str, Any]:
-    """JSON that tells this training from another: a checkpoint of another one is refused."""
+    """JSON that identifies this training: the checkpoint of another training is refused."""
     return {
         "window": arguments.window,
         "batch": arguments.batch,
@@ -291,14 +310,14 @@ def _identity(
 
 
 def _start(planned: TrainingPlan, data: TrainingData, module: AnalysisNetwork) -> str | None:
-    """Digest of the first weights, where they do not follow from the seed."""
+    """Digest of the first weights, if they do not follow from the seed."""
     if planned.trained is not None:
         return planned.trained.digest
     return None if module.follows_from_config else Network.from_module(module, data.dynamics.dims, {}).digest
 
 
 def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> dict[str, Any]:
-    """JSON of how a training went, and on what machine."""
+    """JSON of the scores and the end of a training, and of the machine."""
     trainer = loop.trainer
     outcome: dict[str, Any] = {
         "validation_rmse": trainer.best_score,
@@ -323,7 +342,7 @@ def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> 
 
 
 def _setting_text(trained: Network | None, data: TrainingData) -> str:
-    """The warning about a network that is carried on in another setting than its own; empty where there is none."""
+    """The warning about a trained network that is trained further in another setting; or no text."""
     if trained is None:
         return ""
     other = disagreements([trained.description, {"training": {"data": data.setting}}])
@@ -336,7 +355,7 @@ def _setting_text(trained: Network | None, data: TrainingData) -> str:
 
 
 def _kept(loop: Loop, module: AnalysisNetwork, data: TrainingData, identity: Mapping[str, Any]) -> Network:
-    """What a training has learned until it ended without a result; before the first validation, the weights it had."""
+    """The network of a training that ended without a result: the best weights, or before a validation the last ones."""
     last = {name: value.clone() for name, value in module.state_dict().items()}
     if any(math.isfinite(row.validation_rmse) for row in loop.rows) or not_finite(module):
         last = loop.trainer.best
@@ -349,7 +368,7 @@ def _kept(loop: Loop, module: AnalysisNetwork, data: TrainingData, identity: Map
 
 
 def _attach(error: Exception, network: Network) -> None:
-    """Keep a network on an error of `on_validation`."""
+    """Keep a network as an attribute of an error of `on_validation`."""
     with suppress(AttributeError, TypeError):  # errors of some classes take no attributes
         error.network = network  # type: ignore[attr-defined]
     error.add_note(
@@ -359,7 +378,7 @@ def _attach(error: Exception, network: Network) -> None:
 
 
 def _raised_text(loop: Loop) -> str:
-    """What a training says that Ctrl-C ended at once."""
+    """The text of the exception of a training that Ctrl-C ended at once."""
     saved = "" if loop.checkpoint is None else "; the same call goes on from the last save of checkpoint="
     return f"training was interrupted at step {loop.trainer.step_count} of {loop.budget}{saved}. {KEPT_TEXT}"
 

@@ -49,7 +49,7 @@ class Budget:
         return 60.0 * self.minutes
 
     def used(self, steps: int, seconds: float) -> float:
-        """Steps, or seconds, of the total that so many steps, or so many seconds, take."""
+        """Steps, or seconds, of the total that are over, at most the total."""
         return min(self.total, steps if self.steps is not None else seconds)
 
     def __str__(self) -> str:
@@ -66,11 +66,11 @@ class Course:
     validate_every : int
         Steps between validations.
     schedule : callable
-        Learning rate factor, a function of the share of the budget that is spent.
+        Factor of the learning rate, a function of the share of the budget that is spent.
     patience : int, optional
-        Validations without a better one after which it stops.
+        Number of validations without a better one after which the training stops.
     on_validation : callable, optional
-        Called after each validation; it stops where the answer is True.
+        Called after each validation; the training stops if it returns True.
     """
 
     budget: Budget
@@ -81,7 +81,7 @@ class Course:
 
 
 class Loop:
-    """Steps, validations and checkpoints until the budget is spent, or something else stops them.
+    """Steps, validations and checkpoints until the budget is spent, or until something else stops the training.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Loop:
     interrupted : bool
         Whether Ctrl-C ended the training before its budget was spent.
     stopped_by : str or None
-        "patience" or "on_validation", where one of these stopped it.
+        "patience" or "on_validation", if one of these stopped the training.
     failed : bool
         Whether `on_validation` raised an error.
     """
@@ -131,8 +131,8 @@ class Loop:
     def run(self, progress: bool | Mapping[str, Any]) -> float:
         """Train; return the seconds of the training, including those before a resumption.
 
-        Ctrl-C ends the training early, and `interrupted` says so. What `on_validation` raises ends it too: a checkpoint
-        is saved first.
+        Ctrl-C ends the training early, and `interrupted` says so. An error of `on_validation` ends the training too: a
+        checkpoint is saved first.
 
         Raises
         ------
@@ -167,7 +167,7 @@ class Loop:
         return elapsed
 
     def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
-        """Take steps until the budget is spent or Ctrl-C is noted; returns the seconds so far."""
+        """Take steps until the budget is spent or Ctrl-C is noted; return the seconds so far."""
         saved, looked_at = self.elapsed_before, -1
         if self.from_trained and not self.trainer.step_count:
             self._validate(self._elapsed(), self.course.schedule(0.0))
@@ -217,11 +217,11 @@ class Loop:
         return self.budget.used(self.trainer.step_count, elapsed)
 
     def _rate(self, elapsed: float) -> float:
-        """Learning rate factor."""
+        """Factor of the learning rate."""
         return self.course.schedule(self.budget.spent(self.trainer.step_count, elapsed))
 
     def _validate(self, elapsed: float, rate: float) -> None:
-        """Validate, and put down a row of the history."""
+        """Validate, and add a row to the history."""
         rewinds = self.trainer.rewinds
         score = self.trainer.validate(self.data.validation, burn_in(self.data.validation.observation.shape[1]))
         steps = np.array(self._losses).reshape(-1, 3)
@@ -271,7 +271,7 @@ class Loop:
             self.stopped_by = "on_validation"
 
     def _stale(self) -> int:
-        """Validations since the best one, those before a resumption included; all of them where none was finite."""
+        """Number of validations since the best one, also before a resumption; of all validations if none was finite."""
         score = np.array([row.validation_rmse for row in self.rows])
         loss = np.array([row.validation_loss for row in self.rows])
         judged = score if np.isnan(loss).all() else loss

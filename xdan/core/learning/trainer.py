@@ -1,4 +1,4 @@
-"""Truncated backpropagation through the cycles: one step of training, and all that a resumed run needs."""
+"""Truncated backpropagation through the cycles: one step of training, and the state of a training for a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .rollout import Window, roll_out
 from .schedules import SCHEDULES
 
 _NORMS = 101  # gradient norms that the median is taken over
-_WORSE, _SLOWER = 1.3, 0.7  # a validation that many times the best goes back to that, the rates times so much
+_WORSE, _SLOWER = 1.3, 0.7  # if a score is this many times the best, training goes back; factor of the rates then
 _PATIENCE = 50  # steps in a row without a finite gradient before training gives up
 
 
 class Windows(Protocol):
-    """The windows of a training; window(index) is a function of the index and of what `arrays` holds.
+    """The windows of a training. A window follows from its index and from the arrays of `arrays`.
 
     Attributes
     ----------
     per_epoch : int
-        Windows until all trajectories have had their turn: once for an endless twin, over all its cycles for a record.
+        Number of windows of an epoch: for an endless twin one window of every trajectory, for a record all its cycles.
     """
 
     per_epoch: int
@@ -42,13 +42,13 @@ class Windows(Protocol):
         """Give the index-th window; indices come in order."""
 
     def arrays(self) -> dict[str, Tensor]:
-        """What to store to carry on."""
+        """Arrays that a checkpoint needs to go on."""
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
-        """Carry on from stored arrays."""
+        """Go on from stored arrays."""
 
     def close(self) -> None:
-        """End what reads ahead."""
+        """End threads that read ahead."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,25 @@ class Optimiser:
     Parameters
     ----------
     learning_rate : float
-        Of Muon.
+        Learning rate of Muon.
     adam_learning_rate : float
-        Of Adam.
+        Learning rate of Adam.
     weight_decay : float
-        Of the hidden convolutions: with every step they shrink by the learning rate times this.
+        In every step the weights of hidden convolutions shrink by the learning rate times this number.
     clip : float
-        A gradient is shortened to this many times the running median of its norm.
+        A gradient is shortened to at most this many times the running median of its norm.
     schedule : {"linear", "constant", "cosine"}
-        How both rates change over a training, after a rise over its first hundredth: down to zero along a straight
-        line, not at all, or down to zero along half a cosine. They follow the share of the training that is done: of
-        its steps, or with `minutes=` of its time. With a falling rate the best weights mostly come at the end. Where
-        the end is open, as with `patience=`, take "constant".
+        How both rates change during a training. They rise over the first hundredth of the training. Then "linear" goes
+        down to zero along a straight line, "constant" does not change, and "cosine" goes down to zero along half a
+        cosine. The rates follow the share of the steps that are done, or with `minutes=` the share of the time. With a
+        falling rate the best weights mostly come at the end. If the end is open, as with `patience=`, take "constant".
 
     Raises
     ------
     TypeError
-        For what is no number, or a schedule that is no name.
+        If a value is no number, or the schedule is no name.
     ValueError
-        For rates or a clip that are not above 0, a negative weight decay, or an unknown schedule.
+        If a rate or `clip` is not above 0, the weight decay is negative, or the schedule is unknown.
 
     Examples
     --------
@@ -98,7 +98,7 @@ class Optimiser:
         choice("schedule", self.schedule, SCHEDULES)
 
     def config(self) -> dict[str, Any]:
-        """JSON that tells it from another; trainings of earlier versions had no other schedule than the usual one."""
+        """JSON that identifies the optimiser, without the default schedule: early versions had only this schedule."""
         described = asdict(self)
         if self.schedule == type(self).schedule:
             del described["schedule"]
@@ -107,7 +107,7 @@ class Optimiser:
 
 @dataclass
 class StepReport:
-    """What one step saw: mean loss, root of the mean `WindowGradient.square`, gradient norm, restarts."""
+    """Numbers of one step: mean loss, root of the mean `WindowGradient.square`, gradient norm, restarts."""
 
     loss: float
     rmse: float
@@ -127,26 +127,26 @@ class Trainer:
     objective : Objective
     optimiser : Optimiser
     processes : int
-        How many share the trajectories of a batch, this one included. More than one on the CPU only.
+        Number of processes that share the trajectories of a batch, with this one. More than one on the CPU only.
 
     Attributes
     ----------
     step_count : int
-        Steps taken.
+        Number of steps so far.
     states : dict of int to State
-        Analyses that the last window of each group left.
+        Last analyses of each group of trajectories, at the end of its last window.
     rates : list of float
         Learning rates, one for each of `optimisers`, before the schedule.
     norms : list of float
-        The last gradient norms.
+        Norms of the last gradients.
     fruitless : int
-        Steps without a finite gradient since the last that had one.
+        Number of steps in a row without a finite gradient, until now.
     rewinds : int
-        How often training went back to the best weights.
+        Number of times that training went back to the best weights.
     best : dict of str to Tensor
         Weights with the best validation; `best_score` is its RMSE, `best_innovation` its normalised innovation.
     best_loss : float or None
-        Its loss, where the objective judges by that.
+        Loss of the best validation, if the objective chooses the best weights by the loss.
     improved : bool
         Whether the last validation was the best so far.
 
@@ -197,12 +197,12 @@ class Trainer:
         self.best = {name: value.clone() for name, value in network.state_dict().items()}
 
     def step(self, window: Window, rate: float) -> StepReport:
-        """Take one gradient step on a window, the learning rates multiplied by `rate`.
+        """Take one gradient step on a window, with the learning rates multiplied by `rate`.
 
         Raises
         ------
         RuntimeError
-            When no gradient was finite for many steps in a row.
+            If no gradient was finite for many steps in a row.
         """
         state = None if window.fresh else self.states.get(window.group)
         result = self.gradient(window, state)
@@ -227,7 +227,7 @@ class Trainer:
         return StepReport(float(result.loss), rmse, norm, int(result.lost.sum()))
 
     def _apply(self, gradients: Sequence[Tensor], norm: float, rate: float) -> None:
-        """Step along clipped gradients whose norm together is `norm`, above zero."""
+        """Make a step along the clipped gradients. Their common norm is `norm`, above zero."""
         self.norms = [*self.norms[1 - _NORMS :], norm]
         shorten = min(1.0, self.clip * statistics.median(self.norms) / norm)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -238,11 +238,12 @@ class Trainer:
             optimiser.step()
 
     def validate(self, record: Record, burn_in: int) -> float:
-        """Mean RMSE of the network as it is, of analyses, or of innovations where the record has no truth.
+        """Validate the network, and return its mean RMSE: of analyses, or of innovations if the record has no truth.
 
-        Of several fields in units of their observation errors. Keeps the weights when it is the best so far, and their
-        `normalised_innovation`. Where it is far worse than the best, training goes back to that with lower rates. The
-        best is by the loss where the objective judges by that; `validation_loss` is then the loss of these weights.
+        For several fields the RMSE is in units of their observation errors. If the validation is the best so far, the
+        weights and their `normalised_innovation` are kept. If it is far worse than the best, training goes back to the
+        best weights, with lower rates. Some objectives choose the best weights by the loss: then `validation_loss` is
+        the loss of this validation.
         """
         self.network.eval()
         judged = None
@@ -269,7 +270,7 @@ class Trainer:
         if self.improved:
             self.best_score, self.best_innovation = score, normalised_innovation(record, outputs["forecast"], burn_in)
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
-        # Of a network that learns without cycling, how it cycles meanwhile says little of the way.
+        # If a network learns without cycling, its cycles during the training say little.
         elif score > _WORSE * self.best_score and self.objective.cycles_network:
             self._rewind()
         return score
@@ -282,7 +283,7 @@ class Trainer:
         return {"forecast": rollout.forecast, "analysis": rollout.analysis, "diverged": rollout.lost}, loss
 
     def _is_best(self, score: float, loss: float | None) -> bool:
-        """Whether the weights are the best so far: by their loss, where the objective judges so, or by the RMSE."""
+        """Whether the weights are the best so far: by the RMSE, or by the loss if the objective chooses by the loss."""
         if loss is None:
             return score < self.best_score
         self.validation_loss = loss
@@ -292,7 +293,7 @@ class Trainer:
         return True
 
     def _rewind(self) -> None:
-        """Go back to the best weights, with lower rates and trajectories that start anew."""
+        """Go back to the best weights, with lower rates. All trajectories start anew."""
         self.network.load_state_dict(self.best)
         self.rates = [_SLOWER * rate for rate in self.rates]
         for optimiser in self.optimisers:
@@ -302,11 +303,11 @@ class Trainer:
         self.rewinds += 1
 
     def close(self) -> None:
-        """Give back the processes that helped."""
+        """End the helper processes."""
         self.gradient.close()
 
     def arrays(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, as named tensors."""
+        """Tensors that a resumed training needs, by name."""
         arrays = prefixed("network/", self.network.state_dict()) | prefixed("best/", self.best)
         for number, optimiser in enumerate(self.optimisers):
             slots = states_to_tensors(optimiser.state_dict()["state"])
@@ -314,7 +315,7 @@ class Trainer:
         return arrays | prefixed("state/", states_to_tensors(self.states))
 
     def scalars(self) -> dict[str, Any]:
-        """The rest of what a resumed run needs, as JSON values."""
+        """Other values that a resumed training needs, as JSON."""
         return {
             "step_count": self.step_count,
             "norms": self.norms,
@@ -327,7 +328,7 @@ class Trainer:
         }
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Carry on from `arrays` and `scalars` of a run with the same objective and optimiser."""
+        """Go on from `arrays` and `scalars` of a training with this objective and this optimiser."""
         self.network.load_state_dict(under(arrays, "network/"))
         self.best = under(arrays, "best/")
         for number, optimiser in enumerate(self.optimisers):
@@ -343,7 +344,7 @@ class Trainer:
 
 
 def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> float | None:
-    """Mean of (y - H x_f)^2 over its entry on the diagonal of R, over what is observed after burn-in.
+    """Mean of (y - H x_f)^2 / R_ii over all observations after the burn-in.
 
     Parameters
     ----------
@@ -354,7 +355,7 @@ def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> flo
     Returns
     -------
     float or None
-        Rounded to four digits after the point; None where it is not finite, or nothing is observed.
+        The mean, rounded to four decimals; None if it is not finite, or nothing is observed.
     """
     later = slice(burn_in, None)
     innovation = (record.observation - record.observing.observe(forecast))[:, later]

@@ -1,4 +1,4 @@
-"""Several networks whose analyses are averaged."""
+"""Committees: several networks whose analyses are averaged."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from .sizes import LARGEST
 
 @register_network
 class Committee(AnalysisNetwork):
-    """x_a is the mean of what several networks make of one forecast; errors that they do not share average out.
+    """The analysis x_a is the mean of the analyses that several networks make from one forecast.
 
-    Networks that give a spread make a committee with one: that of the mixture of their M Gaussians N(x_m, P_m), which
-    each have the weight 1/M. By the law of total variance it is the mean of the variances plus the variance of the
-    means::
+    Errors that the networks do not share become smaller in the mean. If the networks give a spread, the committee gives
+    one too: the spread of the mixture of their M Gaussians N(x_m, P_m), each with the weight 1/M. By the law of total
+    variance, the variance s_n^2 is the mean of the variances plus the variance of the means::
 
         x_a = 1/M sum_m x_m,   s_n^2 = 1/M sum_m [P_m]_nn + 1/M sum_m (x_m - x_a)_n^2.
 
-    The correlations of different components are those of the mean root, 1/M sum_m L_m with P_m = L_m L_m^T, whose
-    rows are scaled to these variances. So a committee of one network with itself has the P_a of this network.
+    The correlations of different components come from the mean root, 1/M sum_m L_m, where P_m = L_m L_m^T. The rows of
+    the mean root are scaled to the variances above. So a committee of one network with itself has the P_a of this
+    network.
 
     Parameters
     ----------
     networks : sequence of mapping or AnalysisNetwork
-        Registered "name", and "parameters", of each; or networks. Every one has its own latent channels, which stand
-        one after another in the committee's memory.
+        The networks, or a mapping with the registered "name" and the "parameters" of each. Each network has its latent
+        channels. They stand one after another in the memory of the committee.
 
     Raises
     ------
     TypeError
-        For what is no list of mappings or networks, or names and parameters of the wrong type.
+        If `networks` is no list of mappings or networks, or a name or parameters have a wrong type.
     ValueError
-        For fewer than two networks, a committee in a committee, networks of members or beside a Kalman filter, networks
-        with a spread beside others without, or what is no network.
+        If there are fewer than two networks; if one of them is a committee, takes members or works beside a Kalman
+        filter; if some give a spread and others do not; or if a mapping describes no network.
 
     References
     ----------
@@ -106,7 +107,7 @@ class Committee(AnalysisNetwork):
 
     @property
     def cycled_by(self) -> str:
-        """As its networks."""
+        """Name of the method that cycles the committee, as it cycles the networks."""
         return "gaussian-dan" if self.gives_spread else "dan"
 
     def _all(self) -> list[AnalysisNetwork]:
@@ -120,14 +121,14 @@ class Committee(AnalysisNetwork):
         return {"networks": [{"name": registered_name(one), "parameters": one.config()} for one in self._all()]}
 
     def made_for(self, space: StateSpace) -> Committee:
-        """Give a committee of the same architectures, each made for the space."""
+        """Return a committee of these architectures, each made for the space."""
         networks = [one.made_for(space) for one in self._all()]
         if networks == self._all():
             return self
         return Committee(networks)
 
     def check_space(self, space: StateSpace) -> None:
-        """Refuse a space that one of the networks is not for."""
+        """Refuse a space on which one of the networks does not work."""
         for one in self._all():
             one.check_space(space)
 
@@ -138,23 +139,23 @@ class Committee(AnalysisNetwork):
 
     @torch.no_grad()
     def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
-        """Set the normalisation of all."""
+        """Set the normalisation of the committee and of all networks."""
         super().normalise(mean, std, error_std)
         for one in self._all():
             one.normalise(mean, std, error_std)
 
     @property
     def reach(self) -> int | None:
-        """Sites to each side that an output can depend on: the farthest of all."""
+        """Number of sites to each side on which an output can depend: the largest reach of the networks."""
         reaches = [None if is_patched(one) else one.reach for one in self._all()]
         return None if None in reaches else max(cast(list[int], reaches))
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Those of all."""
+        """Hidden matrices of all networks."""
         return [matrix for one in self._all() for matrix in one.hidden_matrices()]
 
     def parts(self, memory: Tensor | None) -> Iterator[tuple[AnalysisNetwork, Tensor | None]]:
-        """Each network with its own part of the memory, (B, n, N)."""
+        """Go through the networks, each with its part (B, n, N) of the memory."""
         pieces = [None] * len(self.networks) if memory is None else memory.split(self._channels(), 1)
         for one, piece in zip(self._all(), pieces, strict=True):
             yield one, piece if one.memory else None
@@ -205,11 +206,11 @@ class Committee(AnalysisNetwork):
         return centre, torch.cat(after, 1) if after else None, variance.sqrt()[..., None] * mean_root / rows
 
     def root_places(self, size: int) -> Tensor:
-        """Columns of every network's root, int64 of shape (N, L); once where they are the same."""
+        """Columns of the roots of all networks, int64 of shape (N, L). Equal columns are there once."""
         return self._columns(size)[0] if self.gives_spread else super().root_places(size)
 
     def _mean_root(self, roots: Sequence[Tensor]) -> Tensor:
-        """Mean of the networks' roots, in the columns of `root_places`; a column that comes again is zero there."""
+        """Mean of the networks' roots, in the columns of `root_places`. A repeated column is zero."""
         _, first = self._columns(roots[0].shape[1])
         if first is None:
             return torch.stack(list(roots)).mean(0)
@@ -217,9 +218,9 @@ class Committee(AnalysisNetwork):
         return torch.zeros_like(entries).scatter_add(-1, first.expand(entries.shape), entries)
 
     def _columns(self, size: int) -> tuple[Tensor, Tensor | None]:
-        """`root_places`, and for each column where it stands first; None where all networks have the same columns.
+        """Return `root_places`, and for each column its first place; None if all networks have equal columns.
 
-        Kept, as a CUDA graph reads no number back.
+        The result is kept, because a CUDA graph reads no number back.
         """
         key = size, self.state_mean.device
         if self._kept is None or self._kept[0] != key:
@@ -233,7 +234,7 @@ class Committee(AnalysisNetwork):
 
 
 def _made(network: Mapping[str, Any] | AnalysisNetwork) -> AnalysisNetwork:
-    """The network, or the one of a description."""
+    """The network itself, or the network of a description."""
     if isinstance(network, AnalysisNetwork):
         return network
     return network_by_name(cast(str, network.get("name")), network.get("parameters", {}))
@@ -244,5 +245,5 @@ def _fields(space: StateSpace | None) -> object:
 
 
 def networks_of(network: AnalysisNetwork) -> list[AnalysisNetwork]:
-    """The networks of a committee; another network by itself."""
+    """The networks of a committee; for another network, a list with this network alone."""
     return network._all() if isinstance(network, Committee) else [network]

@@ -1,4 +1,4 @@
-"""Any torch module as a network. No name makes it anew: it is copied, and known again by the analyses that it gives."""
+"""Any torch module as a network. No name makes the module anew: it is copied, and recognised by its analyses."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .opening import differing_shapes
 from .registry import network_by_name, register_network
 from .sizes import size
 
-_WIDE = 2.0  # climatological deviations, and observation errors, of the states that a module is known again by
-_KEPT = 8  # increments that a description keeps of them
-_SAME = 1e-3  # of the largest of those increments: so far two machines differ by rounding, and no more
+_WIDE = 2.0  # size of the state and innovation that test a module, in climatological deviations and observation errors
+_KEPT = 8  # largest number of increments that a description keeps
+_SAME = 1e-3  # largest difference by rounding between two machines, relative to the largest increment
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 class WrongAnswerError(ValueError):
-    """What a module gave is no analysis."""
+    """The result of a module is no analysis."""
 
 
 @register_network
 class ModuleNetwork(AnalysisNetwork):
     """A torch module of yours as a network: any `torch.nn.Module` that makes the analysis from forecast and zeta.
 
-    The module is called as `module(x, zeta)`, and as `module(x, zeta, memory)` where `memory` is above 0. zeta is the
-    projected innovation, H^T R^-1 (y - H(x_f)); it is 0 where nothing is observed.
+    The module is called as `module(x, zeta)`, or as `module(x, zeta, memory)` if `memory` is above 0. zeta is the
+    projected innovation, H^T R^-1 (y - H(x_f)). It is 0 where nothing is observed.
 
     ==========  ====================  ==================================================================================
     argument    shape                 units
@@ -45,25 +45,25 @@ class ModuleNetwork(AnalysisNetwork):
     memory      (B, memory, N)        your latent channels; zeros before the first analysis of a record
     ==========  ====================  ==================================================================================
 
-    The module returns the analysis, of the shape and dtype of x, or the pair (analysis, memory). B are states that do
-    not know of each other. A state is flat: several fields stand one after another in the order of the model's space,
-    each in C order. `x.unflatten(-1, (32, 64))` makes a plane of the only field, and
-    `xdan.StateSpace.unpack(x)` each field of several.
+    The module returns the analysis, with the shape and dtype of x, or the pair (analysis, memory). B is the number of
+    states; no state may change the analysis of another. A state is flat: several fields stand one after another in the
+    order of the model's space, each in C order. If there is one field, `x.unflatten(-1, (32, 64))` makes a plane of it.
+    If there are several, `xdan.StateSpace.unpack(x)` gives each field.
 
-    With `normalised=True` the module is called with other units, those of the networks that come with xdan, and its
-    answer is brought back::
+    With `normalised=True` the module is called with numbers of order one, as the networks that come with xdan are. Its
+    result is converted back::
 
         x' = (x - state_mean) / state_std,   zeta' = error_std zeta,   x'_a = module(x', zeta'),
         x_a = x + state_std (x'_a - x').
 
-    So the module returns its analysis in the units of x'. Without observation errors of several sizes zeta' is the
-    innovation in units of the observation error. `state_mean` and `state_std` are the climatological mean and
-    deviation, `error_std` is the observation error; each is one number, or one for each of several fields, and
-    training sets them.
+    So the module returns its analysis in the units of x'. If each site is observed by itself, and all errors have one
+    size, zeta' is the innovation in units of the observation error. `state_mean` and `state_std` are the climatological
+    mean and deviation, and `error_std` is the observation error. Each is one number, or one number for each field.
+    Training sets them.
 
-    The module is copied, and the copy is in single precision. It begins with the weights that it has: `seed=` of
-    `train` does not draw them, so call `torch.manual_seed` before you make the module. The module is in evaluation
-    mode wherever it cycles; training puts it into training mode. Adam trains all its parameters.
+    The module is copied, and the copy is in single precision. The copy begins with the weights of the module. `seed=`
+    of `train` does not draw these weights, so call `torch.manual_seed` before you make the module. In cycles the copy
+    is in evaluation mode, and in a training in training mode. Adam trains all its parameters.
 
     A store holds the weights and the class's dotted name as text. It holds no code, so opening needs the module again:
     `xdan.open_network("net.zarr", module=Mine())`.
@@ -73,23 +73,23 @@ class ModuleNetwork(AnalysisNetwork):
     module : torch.nn.Module
         An instance, not a class.
     memory : int
-        Latent channels of each component of the state, 0 for none.
+        Number of latent channels of each component of the state; 0 means no memory.
     normalised : bool
-        Whether the module gets normalised states, as above.
+        Whether the module receives normalised states, as above.
     space : StateSpace, or its JSON, optional
         The fields of the states; training fills it in. None is one field on a ring.
 
     Raises
     ------
     TypeError
-        For what is no instance of `torch.nn.Module`, or a memory that is no integer.
+        If `module` is no instance of `torch.nn.Module`, or `memory` is no integer.
     ValueError
-        For a module without parameters, with parameters that have no shape yet or are complex, a compiled module,
-        and one that cannot be copied.
+        If the module has no parameters, was compiled, or cannot be copied; or if a parameter has no shape yet or is
+        complex.
 
     See Also
     --------
-    xdan.register_network : for a class that stores know by a name, and open by themselves.
+    xdan.register_network : registers a class under a name, so that stores of it open without `module=`.
 
     Examples
     --------
@@ -127,18 +127,18 @@ class ModuleNetwork(AnalysisNetwork):
         return dotted_name(self.module)
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters, the dotted name in the place of the module."""
+        """Plain JSON parameters, with the dotted name in the place of the module."""
         described = {"module": self.label, "memory": self.memory, "normalised": self.normalised}
         return described if self.space is None else {**described, "space": self.space.to_json()}
 
     def made_for(self, space: StateSpace) -> AnalysisNetwork:
-        """Give a copy for the fields of a space, where it was made for none."""
+        """Return a copy for the fields of a space, if this network has no space."""
         if self.space is not None or space.is_plain_ring:
             return self
         return type(self)(self.module, self.memory, self.normalised, space)
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
-        """Refuse states on which the module fails; it may be for one number of sites."""
+        """Refuse states on which the module fails. A module may work on one number of sites only."""
         super().check_state(dims, shape)
         sites = math.prod(shape)
         usual = "" if self.sites in (None, sites) else f", and was last used on {self.sites}"
@@ -156,7 +156,7 @@ class ModuleNetwork(AnalysisNetwork):
 
     @property
     def takes(self) -> str:
-        """How the module is called."""
+        """Text that says how the module is called."""
         if self.memory:
             return f"forward(x, zeta, memory), as memory={self.memory}"
         return "forward(x, zeta), or memory= and forward(x, zeta, memory)"
@@ -177,7 +177,7 @@ class ModuleNetwork(AnalysisNetwork):
         return (x + self.conserving(analysis - x) if self._conserved else analysis), after
 
     def _answer(self, answer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Analysis and memory of what the module gave."""
+        """Analysis and memory from the result of the module."""
         shape, channels = tuple(x.shape), (len(x), self.memory, x.shape[-1])
         expected = f"the analysis, {x.dtype} of shape {shape}"
         if self.memory:
@@ -204,9 +204,9 @@ class ModuleNetwork(AnalysisNetwork):
 
     @torch.no_grad()
     def increments(self, sites: int) -> Tensor:
-        """Increments of one state of so many components, in climatological deviations: what a module is known by.
+        """Increments for a fixed state with this number of components, in climatological deviations.
 
-        Forecast and innovation are the same at every call.
+        The forecast and the innovation are equal at every call. So a module can be recognised by its increments.
 
         Returns
         -------
@@ -230,9 +230,9 @@ class ModuleNetwork(AnalysisNetwork):
         return increments
 
     def seen(self) -> dict[str, Any] | None:
-        """What a description keeps to know the module again: a number of components, and some increments there.
+        """Numbers by which a description recognises the module: a number of components, and some increments.
 
-        None before any states were checked, and where increments are not finite.
+        None if no states were checked yet, or if increments are not finite.
         """
         if self.sites is None:
             return None
@@ -240,16 +240,17 @@ class ModuleNetwork(AnalysisNetwork):
         return {"sites": self.sites, "increments": values.tolist()} if bool(values.isfinite().all()) else None
 
     def check_seen(self, kept: Any) -> None:
-        """Refuse a module that with the weights of another gives other increments than it.
+        """Refuse a module whose increments differ from the increments of the saved module.
 
         Parameters
         ----------
         kept : object
-            What `seen` gave.
+            Result of `seen` of the saved module.
 
         Raises
         ------
         ValueError
+            If the increments differ.
         """
         if kept is None:
             return
@@ -268,45 +269,45 @@ class ModuleNetwork(AnalysisNetwork):
 
 
 def dotted_name(module: nn.Module) -> str:
-    """Module and name of a class, as an import would write them."""
+    """Python module and name of a class, as an import writes them."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def module_networks(network: nn.Module) -> list[ModuleNetwork]:
-    """The networks around torch modules that a network holds, itself among them, in their order."""
+    """The networks around torch modules in a network, in their order. The network itself may be one of them."""
     return [part for part in network.modules() if isinstance(part, ModuleNetwork)]
 
 
 def named_modules(description: Any) -> list[str]:
-    """Dotted names of the torch modules that the description of a network speaks of, in their order."""
+    """Dotted names of the torch modules in the description of a network, in their order."""
     return list(_named(description))
 
 
 def with_modules(
     description: Mapping[str, Any], modules: nn.Module | Sequence[nn.Module], shapes: Mapping[str, tuple[int, ...]]
 ) -> AnalysisNetwork:
-    """Make the network of a description, with a user's modules where it names theirs.
+    """Make the network of a description, with modules of the user at the places where it names modules.
 
     Parameters
     ----------
     description : mapping
         "name" and "parameters".
     modules : torch.nn.Module, or sequence of them
-        One for all places, or one for each.
+        One module for all places, or one for each place.
     shapes : mapping of str to tuple of int
-        What the network's `state_dict` should hold.
+        Shapes that the network's `state_dict` should hold, by their names.
 
     Returns
     -------
     AnalysisNetwork
-        Its weights are those of the modules.
+        The network, with the weights of the modules.
 
     Raises
     ------
     TypeError
-        For what are no modules.
+        If a value is no torch module.
     ValueError
-        For modules of other classes, or with other tensors.
+        If a module has another class or other tensors.
     """
     names = named_modules(description)
     several = isinstance(modules, (list, tuple))
@@ -332,16 +333,17 @@ def with_modules(
 
 
 def moved(description: Mapping[str, Any], network: AnalysisNetwork) -> list[tuple[str, str]]:
-    """Dotted names in a description, and those of classes of these names that stand in other files.
+    """Pairs of dotted names, for classes with the described name that stand in another file.
 
-    A class of a script or a notebook is in `__main__`, and in a file when that is imported: that is no other class.
+    The first name is in the description, and the second belongs to the module that was passed. The class of a script is
+    in `__main__`, or in a file if the script is imported. These two are one class.
     """
     pairs = zip(named_modules(description), [one.label for one in module_networks(network)], strict=True)
     return [(one, now) for one, now in pairs if one != now and "__main__" not in (one.split(".")[0], now.split(".")[0])]
 
 
 def how_to_open(names: Sequence[str], store: object) -> str:
-    """The lines that open a store of modules, for a message."""
+    """The lines of code that open a store of modules, for a message."""
     kinds, lines = [], []
     for name in names:
         place, _, kind = name.rpartition(".")
@@ -365,7 +367,7 @@ def _named(described: Any) -> Iterator[str]:
 
 
 def _filled(parameters: Any, name: Any, modules: Iterator[nn.Module]) -> Any:
-    """The parameters of a network by its name, with modules where they name them; networks in them are made."""
+    """The parameters of the network with this name. Names of modules become modules, and networks in them are made."""
     if name == ModuleNetwork.name:
         return {**parameters, "module": next(modules)}
     return {label: _made(value, modules) for label, value in parameters.items()}
@@ -392,7 +394,7 @@ def _check_instance(module: Any, label: str) -> None:
 
 
 def _copied(module: Any) -> nn.Module:
-    """A copy of a module in single precision, its gradients left out."""
+    """A copy of a module in single precision, without gradients."""
     _check_instance(module, "module")
     title = f"the module {type(module).__qualname__}"
     if hasattr(module, "_orig_mod"):
@@ -406,7 +408,7 @@ def _copied(module: Any) -> nn.Module:
         raise ValueError(f"{title} has no parameters: expected some to train, as torch.nn.Parameter or layers")
     try:
         mine: nn.Module = copy.deepcopy(module)
-    except Exception as reason:  # whatever the module holds
+    except Exception as reason:  # a module may hold anything
         raise ValueError(
             f"{title} cannot be copied ({shown_reason(reason)}): expected one that copy.deepcopy takes, without open "
             "files, locks or tensors that autograd made"

@@ -1,4 +1,4 @@
-"""Making a network whose tensors are known by name and shape, without memory for more than those."""
+"""Networks from names and shapes of their tensors. No memory is taken for more than these tensors."""
 
 from __future__ import annotations
 
@@ -19,56 +19,57 @@ from .registry import network_by_name
 
 M = TypeVar("M", bound=nn.Module)
 
-_SPARE = 16  # tensors, and values, that a constructor may register beyond twice those known
+_SPARE = 16  # a constructor may register twice the known tensors and values, and this many more
 _SHOWN = 4  # names that a message lists
 
 
 def network_of_shapes(
     name: str, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> AnalysisNetwork:
-    """Make a registered network that has tensors of some names and shapes, without memory for them.
+    """Make a registered network, and check the names and shapes of its tensors, without memory for them.
 
-    It is made on torch's meta device, and its making ends as soon as it has more tensors, or values, than are known:
-    a description may claim any size. A class that cannot be made on that device is made on the CPU, with that bound.
+    The network is made on torch's meta device. A description may claim any size. So the constructor is stopped if it
+    registers far more tensors, or values, than `shapes` holds. A class that cannot be made on the meta device is made
+    on the CPU, with this bound.
 
     Parameters
     ----------
     name : str
         A registered name.
     parameters : mapping
-        Of the network.
+        Parameters of the network.
     shapes : mapping of str to tuple of int
-        What its `state_dict` should hold.
+        Shapes that the `state_dict` of the network should hold, by their names.
 
     Returns
     -------
     AnalysisNetwork
-        To ask for its sizes; its tensors have no values.
+        The network. It can be asked for sizes, but its tensors have no values.
 
     Raises
     ------
     ValueError
-        If there is no such network, or its names or shapes are others.
+        If there is no network with this name, or its tensors have other names or shapes.
     """
     title = f"network {shown(name) if isinstance(name, str) else type(name).__name__}"
     return module_of_shapes(partial(network_by_name, name, parameters), title, shapes)
 
 
 def module_of_shapes(make: Callable[[], M], title: str, shapes: Mapping[str, tuple[int, ...]]) -> M:
-    """Make a torch module that has tensors of some names and shapes, as `network_of_shapes` does.
+    """Make a torch module, and check the names and shapes of its tensors, as `network_of_shapes` does.
 
     Parameters
     ----------
     make : callable
         Makes the module from its description.
     title : str
-        What messages call it.
+        Title of the module in messages.
     shapes : mapping of str to tuple of int
 
     Raises
     ------
     ValueError
-        If it cannot be made, or its names or shapes are others.
+        If the module cannot be made, or its tensors have other names or shapes.
     """
     try:
         network = _bounded(make, shapes)
@@ -92,7 +93,7 @@ def module_of_shapes(make: Callable[[], M], title: str, shapes: Mapping[str, tup
 
 
 class _LargerError(Exception):
-    """A network has more tensors, or values, than are known."""
+    """A network has far more tensors, or values, than expected."""
 
 
 def _bounded(make: Callable[[], M], shapes: Mapping[str, tuple[int, ...]]) -> M:
@@ -101,7 +102,7 @@ def _bounded(make: Callable[[], M], shapes: Mapping[str, tuple[int, ...]]) -> M:
             return make()
     except RecursionError:
         raise
-    except RuntimeError:  # its constructor asks for values
+    except RuntimeError:  # the constructor reads values of tensors
         with _at_most(shapes):
             return make()
 
@@ -111,7 +112,7 @@ _budget = threading.local()
 
 @contextmanager
 def _at_most(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
-    """Raise where this thread's modules register more than twice what is known."""
+    """Raise an error if modules of this thread register far more tensors or values than `shapes` holds."""
     _count_registrations()
     values = sum(map(math.prod, shapes.values()))
     _budget.left = [2 * len(shapes) + _SPARE, 2 * values + _SPARE]
@@ -123,7 +124,7 @@ def _at_most(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
 
 @functools.cache
 def _count_registrations() -> None:
-    # The hooks stay: torch goes through them in every thread, which must not see them change.
+    # The hooks stay: torch goes through them in every thread, so they must not change.
     nn.modules.module.register_module_parameter_registration_hook(_count)
     nn.modules.module.register_module_buffer_registration_hook(_count)
 
@@ -139,7 +140,7 @@ def _count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
 
 
 def differing_shapes(known: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]) -> str:
-    """How the names and shapes that are known differ from those of a network."""
+    """Say how the known names and shapes differ from the names and shapes of a network."""
     parts = [
         f"{name!r} has shape {known[name]}, expected {shape}"
         for name, shape in state.items()

@@ -1,4 +1,4 @@
-"""Networks that a user wrote, tried before a training: what they declare, and one analysis of two states."""
+"""Networks that a user wrote are tried before a training: their declarations, and one analysis of two states."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ..random import Purpose, normal
 from ..user_functions import shown_reason
 from .base import AnalysisNetwork
 
-_LOUD = 0.1  # deviation of what is added to weights: of the size that torch begins with, where layers are wide
+_LOUD = 0.1  # deviation of the noise that is added to weights: about the size of torch's first weights
 
 
 def check_network(network: AnalysisNetwork, size: int) -> None:
-    """Refuse a network that cannot be made again from its `config`, or whose analysis is none.
+    """Refuse a network that cannot be made again from its `config`, or that gives no analysis.
 
     Parameters
     ----------
     network : AnalysisNetwork
     size : int
-        N, the components of the state.
+        N, the number of components of the state.
 
     Raises
     ------
     TypeError
-        If `config` gives no plain values that the class takes, or `hidden_matrices` no parameters.
+        If `config` gives no plain values that the class takes, or `hidden_matrices` gives no parameters.
     ValueError
-        If `config` makes another network, `forward` fails, gives another shape or dtype or memory than declared, writes
-        into the forecast, mixes the states of a batch, or has no derivative by any weight.
+        If `config` makes another network. If `forward` fails, writes into the forecast, mixes the states of a batch, or
+        has no derivative by any weight. If its result has another shape, dtype or memory than declared.
     """
     title = network._title
     if network.follows_from_config:
@@ -60,7 +60,7 @@ def _check_config(network: AnalysisNetwork, title: str) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             again = type(network)(**config)
-    except Exception as reason:  # whatever the class says of its parameters
+    except Exception as reason:  # a user's class may raise any error
         raise TypeError(
             f"config() of {title} gave {shown(config)}, which its class does not take ({shown_reason(reason)}): "
             f"{expected}"
@@ -115,10 +115,10 @@ def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
 
 
 def _loud(network: AnalysisNetwork) -> AnalysisNetwork:
-    """A copy with other weights, as a last layer that begins with zeros hides what stands before it."""
+    """A copy with other weights. If the last layer begins with zeros, it hides the layers before it."""
     try:
         other = copy.deepcopy(network)
-    except Exception:  # whatever a class holds
+    except Exception:  # a user's class may hold what cannot be copied
         return network
     labels, origin = torch.arange(1), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def _loud(network: AnalysisNetwork) -> AnalysisNetwork:
 
 
 def _check_in_training(network: AnalysisNetwork, size: int, title: str) -> None:
-    """Refuse what goes wrong in training mode alone: statistics of a batch, and buffers that calls change."""
+    """Refuse what goes wrong only in training mode: statistics of a batch, and buffers that a call changes."""
     x, zeta, memory = _states(network, size)
     buffers = dict(network.named_buffers())
     before = {name: value.clone() for name, value in buffers.items()}
@@ -165,7 +165,7 @@ def _check_in_training(network: AnalysisNetwork, size: int, title: str) -> None:
 
 
 def _analysis(network: AnalysisNetwork, x: Tensor, zeta: Tensor, memory: Tensor | None, title: str) -> Tensor:
-    """The analysis, its shape and that of the memory checked."""
+    """The analysis. Its shape and the shape of the memory are checked."""
     shape, channels = tuple(x.shape), network.memory
     try:
         answer: Any = network(x, zeta, memory)
