@@ -88,11 +88,15 @@ def _states(network: AnalysisNetwork, size: int) -> tuple[Tensor, Tensor, Tensor
 
 def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
     x, zeta, memory = _states(network, size)
-    taken = x.clone(), zeta.clone()
+    taken = x.clone(), zeta.clone(), None if memory is None else memory.clone()
     with torch.enable_grad():
-        analysis = _analysis(network, taken[0], taken[1], memory, title)
-    if not (torch.equal(taken[0], x) and torch.equal(taken[1], zeta)):
-        raise ValueError(f"{title} writes into its forecast or its projected innovation: expected new tensors")
+        analysis = _analysis(network, *taken, title)
+    if not all(
+        before is None or torch.equal(after, before) for after, before in zip(taken, (x, zeta, memory), strict=True)
+    ):
+        raise ValueError(
+            f"{title} writes into its forecast, its projected innovation or its memory: expected new tensors"
+        )
     if not analysis.requires_grad:
         raise ValueError(
             f"torch sees no derivative of {title} by its weights: expected torch operations of them throughout, "
