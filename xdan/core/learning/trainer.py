@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import choice, real
 from ..dynamics import Dynamics
 from ..methods import Record, State, method_of, run
-from ..networks import AnalysisNetwork
+from ..networks import AnalysisNetwork, module_networks
 from ..observing import ObservingSystem
 from .gradient import CudaGraph, Gradient, OneProcess, SeveralProcesses
 from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
@@ -58,7 +58,7 @@ class Optimiser:
     Parameters
     ----------
     learning_rate : float
-        Of Muon.
+        Of Muon. A network without hidden convolutions, such as a torch module of yours, has no use for it.
     adam_learning_rate : float
         Of Adam.
     weight_decay : float
@@ -324,11 +324,20 @@ class Trainer:
             "best_score": None if math.isinf(self.best_score) else self.best_score,
             "best_innovation": self.best_innovation,
             **({} if self.best_loss is None else {"best_loss": self.best_loss}),
+            **({"modules": [one.seen() for one in modules]} if (modules := module_networks(self.network)) else {}),
         }
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Carry on from `arrays` and `scalars` of a run with the same objective and optimiser."""
+        """Carry on from `arrays` and `scalars` of a run with the same objective and optimiser.
+
+        Raises
+        ------
+        ValueError
+            If a torch module in the network gives other analyses with the weights of the run.
+        """
         self.network.load_state_dict(under(arrays, "network/"))
+        for one, seen in zip(module_networks(self.network), scalars.get("modules", ()), strict=True):
+            one.check_seen(seen)
         self.best = under(arrays, "best/")
         for number, optimiser in enumerate(self.optimisers):
             slots = tensors_to_states(under(arrays, f"optimiser/{number}/"))
