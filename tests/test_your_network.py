@@ -267,9 +267,7 @@ def test_a_checkpoint_goes_on_where_another_machine_rounds_otherwise(single, qui
 
 def test_settings_that_no_weight_of_a_module_has_are_said(single, quick):
     optimiser = xdan.Optimiser(learning_rate=0.1, weight_decay=0.2)
-    with pytest.warns(
-        xdan.XdanWarning, match=r"learning_rate=0.1 and weight_decay=0.2 .* change nothing: .*Adam trains"
-    ):
+    with pytest.warns(xdan.XdanWarning, match=r"learning_rate=0.1 and weight_decay=0.2 .* change nothing: .* Adam"):
         xdan.train(single, small(), optimiser=optimiser, **quick)
 
 
@@ -285,9 +283,7 @@ class Masked(Small):
 
 
 def test_a_mask_of_infinities_stays_out_of_the_weights(single, quick, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"\['module.mask'\] are not finite .*register_buffer\(..., persistent=False\)"
-    ):
+    with pytest.raises(ValueError, match=r"\['module.mask'\] are not finite .*buffer\(..., persistent=False\)"):
         xdan.train(single, Masked(True), **quick)
     net = xdan.train(single, Masked(False), **quick)
     net.to_zarr(tmp_path / "net.zarr")

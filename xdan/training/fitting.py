@@ -343,16 +343,13 @@ def _setting_text(trained: Network | None, data: TrainingData) -> str:
 
 def _idle_text(optimiser: Optimiser, module: AnalysisNetwork) -> str:
     """The warning about settings of Muon for a network that Muon does not train; empty where there is none."""
-    usual = Optimiser()
-    names = ("learning_rate", "weight_decay")
-    idle = [
-        f"{name}={getattr(optimiser, name):g}" for name in names if getattr(optimiser, name) != getattr(usual, name)
-    ]
+    settings, usual = optimiser.config(), Optimiser().config()
+    idle = [f"{name}={settings[name]:g}" for name in ("learning_rate", "weight_decay") if settings[name] != usual[name]]
     if not idle or module.hidden_matrices():
         return ""
     return (
-        f"{' and '.join(idle)} of xdan.Optimiser change nothing: they are settings of Muon, and Adam trains all weights "
-        f"of the network {registered_name(module)!r}. Set adam_learning_rate= instead"
+        f"{' and '.join(idle)} of xdan.Optimiser change nothing: they are settings of Muon, and the network "
+        f"{registered_name(module)!r} has no weights for it. Set adam_learning_rate=, by which Adam trains all of them"
     )
 
 

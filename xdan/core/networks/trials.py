@@ -88,12 +88,11 @@ def _states(network: AnalysisNetwork, size: int) -> tuple[Tensor, Tensor, Tensor
 
 def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
     x, zeta, memory = _states(network, size)
-    taken = x.clone(), zeta.clone(), None if memory is None else memory.clone()
+    states = (x, zeta) if memory is None else (x, zeta, memory)
+    taken = [one.clone() for one in states]
     with torch.enable_grad():
-        analysis = _analysis(network, *taken, title)
-    if not all(
-        before is None or torch.equal(after, before) for after, before in zip(taken, (x, zeta, memory), strict=True)
-    ):
+        analysis = _analysis(network, taken[0], taken[1], None if memory is None else taken[2], title)
+    if not all(map(torch.equal, taken, states)):
         raise ValueError(
             f"{title} writes into its forecast, its projected innovation or its memory: expected new tensors"
         )
