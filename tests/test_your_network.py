@@ -252,3 +252,40 @@ def test_modules_that_would_train_wrong_in_silence_are_refused_or_warned_of(sing
 def test_training_with_several_processes_sends_the_module(single, quick):
     one, two = (xdan.train(single, small(), processes=count, **{**quick, "steps": 2}) for count in (1, 2))
     np.testing.assert_allclose(one.arrays["module.first.weight"], two.arrays["module.first.weight"], atol=1e-6)
+
+
+def test_a_checkpoint_goes_on_where_another_machine_rounds_otherwise(single, quick, monkeypatch, tmp_path):
+    settings = {**quick, "checkpoint": tmp_path / "ck.zarr"}
+    xdan.train(single, small(), **settings, on_validation=lambda told: True)
+    with pytest.raises(ValueError, match="gives other analyses than the module that was saved: expected the same"):
+        xdan.train(single, small(sign=-1.0), **settings)
+    exact = xdan.ModuleNetwork.increments
+    monkeypatch.setattr(xdan.ModuleNetwork, "increments", lambda self, sites: (1.0 + 1e-6) * exact(self, sites))
+    on = xdan.train(single, small(), **settings)
+    assert on.history.step.values.tolist() == [4, 8]
+
+
+def test_settings_that_no_weight_of_a_module_has_are_said(single, quick):
+    optimiser = xdan.Optimiser(learning_rate=0.1, weight_decay=0.2)
+    with pytest.warns(xdan.XdanWarning, match=r"learning_rate=0.1 and weight_decay=0.2 .* change nothing: .* Adam"):
+        xdan.train(single, small(), optimiser=optimiser, **quick)
+
+
+class Masked(Small):
+    """Holds a mask of infinities, as attention does."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1), persistent=persistent)
+
+    def forward(self, x, zeta):
+        return super().forward(x, zeta @ torch.softmax(self.mask, -1))
+
+
+def test_a_mask_of_infinities_stays_out_of_the_weights(single, quick, tmp_path):
+    with pytest.raises(ValueError, match=r"\['module.mask'\] are not finite .*buffer\(..., persistent=False\)"):
+        xdan.train(single, Masked(True), **quick)
+    net = xdan.train(single, Masked(False), **quick)
+    net.to_zarr(tmp_path / "net.zarr")
+    again = xdan.open_network(tmp_path / "net.zarr", module=Masked(False))
+    np.testing.assert_array_equal(single.dan.cycle(again).analysis, single.dan.cycle(net).analysis)

@@ -99,6 +99,19 @@ def test_a_normalised_module_gets_the_units_of_the_other_networks_and_its_answer
     assert_close(analysis, 2.0 + 3.0 * network.module(inside, innovation))  # the inverse of what it got
 
 
+class InPlace(Affine):
+    """Writes its increment into the state that it gets."""
+
+    def forward(self, x, zeta):
+        return x.add_(zeta @ self.b.T)
+
+
+def test_a_normalised_module_that_writes_into_its_state_gives_its_increment_all_the_same():
+    network, x, zeta = ModuleNetwork(InPlace(), normalised=True).double(), normals(3, 5), normals(3, 5, seed=1)
+    network.normalise(2.0, 3.0, 0.5)
+    assert_close(network(x.clone(), zeta)[0], x + 3.0 * 0.5 * zeta @ network.module.b.T)
+
+
 @given(scale=st.floats(0.01, 100.0), shift=st.floats(-100.0, 100.0))
 def test_a_normalised_module_does_not_see_the_units_of_the_state(scale, shift):
     network, x, zeta = ModuleNetwork(Affine(), normalised=True).double(), normals(3, 5), normals(3, 5, seed=1)
@@ -228,6 +241,16 @@ def test_a_module_that_cannot_be_copied_is_refused():
         ModuleNetwork(mine)
 
 
+class WithExtraState(Affine):
+    def get_extra_state(self):
+        return {"calls": 0}
+
+
+def test_a_module_with_more_than_tensors_to_save_is_refused():
+    with pytest.raises(ValueError, match=r"the module WithExtraState keeps \['_extra_state'\] beside its tensors"):
+        ModuleNetwork(WithExtraState())
+
+
 class Answer(nn.Module):
     """Gives what a test wants."""
 
@@ -276,10 +299,12 @@ def test_a_module_of_a_fixed_number_of_sites_says_which_it_was_used_on():
         (Answer(lambda y: y - y.mean(0)), "mixes the states of a batch: one gives"),
         (Answer(lambda y: y.detach()), "torch sees no derivative of the module Answer by its weights"),
         (Answer(lambda y: y + torch.randn_like(y)), "gave two analyses of the same states"),
+        (InPlace(6), "writes into its forecast, its projected innovation or its memory: expected new tensors"),
+        (Answer(lambda y, m: (y, m.add_(1.0))), "writes into its forecast, its projected innovation or its memory"),
     ],
 )
 def test_a_module_that_cannot_be_trained_is_refused(module, message):
-    network = ModuleNetwork(module)
+    network = ModuleNetwork(module, memory=int(message.endswith("or its memory")))
     with pytest.raises(ValueError, match=message):
         check_network(network, 6)
 
@@ -381,6 +406,15 @@ def test_a_module_is_known_again_by_its_analyses():
         other.check_seen(seen)
     with pytest.raises(ValueError, match="gives other analyses"):
         ModuleNetwork(Affine()).check_seen({**seen, "increments": seen["increments"][:4]})
+
+
+def test_a_module_that_changes_nothing_yet_is_known_again_where_rounding_differs():
+    network = ModuleNetwork(Affine(), normalised=True)
+    for one in network.parameters():
+        one.data.zero_()
+    network.check_state(("x",), (5,))
+    seen = network.seen()
+    network.check_seen({**seen, "increments": [value + 1e-6 for value in seen["increments"]]})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import logging
 import math
 import pickle
 import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -117,6 +118,22 @@ def test_ctrl_c_while_told_keeps_network_and_checkpoint(single, architecture, qu
     on = xdan.train(single, architecture, **settings, on_validation=lambda told: steps.append(told["step"]))
     assert steps == [8, 12]
     assert same(on, xdan.train(single, architecture, **{**quick, "steps": 12}))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stop_before_the_first_step_of_a_network_that_is_carried_on_is_resumed(single, net, quick, fails, tmp_path):
+    settings = {**quick, "checkpoint": tmp_path / "ck.zarr"}
+
+    def stops(told):
+        if fails:
+            raise LookupError
+        return True
+
+    with suppress(LookupError):
+        xdan.train(single, net, **settings, on_validation=stops)
+    on = xdan.train(single, net, **settings)
+    assert on.history.step.values.tolist() == [0, 4, 8]  # the first validation stands there once
+    assert same(on, xdan.train(single, net, **quick))
 
 
 @pytest.mark.parametrize(

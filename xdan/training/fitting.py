@@ -29,6 +29,7 @@ from ..records.location import StoreLike, writing
 from ..records.record import RecordWords
 from ..records.schema import XdanWarning
 from ..records.setting import disagreements
+from ..records.store import digest
 from ..records.wording import shares_words
 from .arguments import TrainingArguments
 from .data import TrainingData
@@ -189,7 +190,8 @@ def train(
     XdanWarning
         At Ctrl-C: the best network until then is returned, `checkpoint` is saved, and `description["training"]` has the
         entry "interrupted". If no validation was finite; if a trained network is trained further in another setting;
-        if some trajectories have no observations; if a network draws random numbers in training, as dropout does.
+        if some trajectories have no observations; if a network draws random numbers in training, as dropout does; if
+        `optimiser` has a learning rate or weight decay of Muon, and Adam trains all weights of the network.
 
     See Also
     --------
@@ -247,7 +249,7 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
         module = planned.module(data).to(device)
         budget = _budget(arguments, data)
         identity = _identity(arguments, planned, data, module, budget)
-        if text := _setting_text(planned.trained, data):
+        for text in filter(None, (_setting_text(planned.trained, data), _idle_text(arguments.optimiser, module))):
             warnings.warn(text, XdanWarning, stacklevel=4)
         objective, optimiser, checkpoint = arguments.objective, arguments.optimiser, arguments.checkpoint
         trainer = Trainer(module, data.dynamics, data.observing, objective, optimiser, planned.processes)
@@ -313,7 +315,11 @@ def _start(planned: TrainingPlan, data: TrainingData, module: AnalysisNetwork) -
     """Digest of the first weights, if they do not follow from the seed."""
     if planned.trained is not None:
         return planned.trained.digest
-    return None if module.follows_from_config else Network.from_module(module, data.dynamics.dims, {}).digest
+    if module.follows_from_config:
+        return None
+    first = Network.from_module(module, data.dynamics.dims, {})
+    # Increments of a torch module stay out: another machine rounds otherwise. The checkpoint compares them.
+    return digest(first.description["parameters"], *(first.arrays[name] for name in sorted(first.arrays)))
 
 
 def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> dict[str, Any]:
@@ -351,6 +357,18 @@ def _setting_text(trained: Network | None, data: TrainingData) -> str:
     return (
         f"the network goes on in another setting than it was trained in ({'; '.join(other)}, before and now): what it "
         "knows of the errors may mislead it at first. Go on if that is meant, or train a network from the start"
+    )
+
+
+def _idle_text(optimiser: Optimiser, module: AnalysisNetwork) -> str:
+    """The warning about settings of Muon for a network that Muon does not train; empty where there is none."""
+    settings, usual = optimiser.config(), Optimiser().config()
+    idle = [f"{name}={settings[name]:g}" for name in ("learning_rate", "weight_decay") if settings[name] != usual[name]]
+    if not idle or module.hidden_matrices():
+        return ""
+    return (
+        f"{' and '.join(idle)} of xdan.Optimiser change nothing: they are settings of Muon, and the network "
+        f"{registered_name(module)!r} has no weights for it. Set adam_learning_rate=, by which Adam trains all of them"
     )
 
 

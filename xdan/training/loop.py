@@ -169,7 +169,7 @@ class Loop:
     def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
         """Take steps until the budget is spent or Ctrl-C is noted; return the seconds so far."""
         saved, looked_at = self.elapsed_before, -1
-        if self.from_trained and not self.trainer.step_count:
+        if self.from_trained and not self.rows and not self.trainer.step_count:
             self._validate(self._elapsed(), self.course.schedule(0.0))
             self._tell()
         while True:

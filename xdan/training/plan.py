@@ -24,6 +24,7 @@ from .data import TrainingData, TrainingSource
 from .record_source import RecordSource
 from .twin_source import TwinSource
 
+_NORMALISATION = ("state_mean", "state_std", "error_std")  # buffers that training sets
 _LEAST_SHARE = 12  # least number of trajectories of a batch for each process
 _BUILDING = threading.Lock()
 
@@ -155,7 +156,11 @@ def _check_differentiable(source: TrainingSource, device: str) -> None:
 def _check_finite(module: AnalysisNetwork, network: AnalysisNetwork | Network) -> None:
     """Refuse weights and buffers that hold values which are not finite."""
     if names := not_finite(module):
-        raise ValueError(f"network={shown(network)}: {names} are not finite in single precision, expected numbers")
+        text = f"network={shown(network)}: {names} are not finite in single precision, expected numbers"
+        buffers = {name for name, _ in module.named_buffers() if name.rpartition(".")[2] not in _NORMALISATION}
+        if masks := sorted(buffers.intersection(names)):
+            text += f"; a mask such as {masks[0]!r} stays out of the weights by register_buffer(..., persistent=False)"
+        raise ValueError(text)
 
 
 def not_finite(module: AnalysisNetwork) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import choice, real
 from ..dynamics import Dynamics
 from ..methods import Record, State, method_of, run
-from ..networks import AnalysisNetwork
+from ..networks import AnalysisNetwork, module_networks
 from ..observing import ObservingSystem
 from .gradient import CudaGraph, Gradient, OneProcess, SeveralProcesses
 from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
@@ -58,7 +58,7 @@ class Optimiser:
     Parameters
     ----------
     learning_rate : float
-        Learning rate of Muon.
+        Learning rate of Muon. A network without hidden convolutions, such as a torch module of yours, does not use it.
     adam_learning_rate : float
         Learning rate of Adam.
     weight_decay : float
@@ -325,11 +325,20 @@ class Trainer:
             "best_score": None if math.isinf(self.best_score) else self.best_score,
             "best_innovation": self.best_innovation,
             **({} if self.best_loss is None else {"best_loss": self.best_loss}),
+            **({"modules": [one.seen() for one in modules]} if (modules := module_networks(self.network)) else {}),
         }
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Go on from `arrays` and `scalars` of a training with this objective and this optimiser."""
+        """Go on from `arrays` and `scalars` of a training with this objective and this optimiser.
+
+        Raises
+        ------
+        ValueError
+            If a torch module in the network gives other analyses with the weights of that training.
+        """
         self.network.load_state_dict(under(arrays, "network/"))
+        for one, seen in zip(module_networks(self.network), scalars.get("modules", ()), strict=True):
+            one.check_seen(seen)
         self.best = under(arrays, "best/")
         for number, optimiser in enumerate(self.optimisers):
             slots = tensors_to_states(under(arrays, f"optimiser/{number}/"))

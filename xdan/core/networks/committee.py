@@ -222,15 +222,16 @@ class Committee(AnalysisNetwork):
 
         The result is kept, because a CUDA graph reads no number back.
         """
-        key = size, self.state_mean.device
-        if self._kept is None or self._kept[0] != key:
+        key, kept = (size, self.state_mean.device), self._kept  # threads share the network: each reads it once
+        if kept is None or kept[0] != key:
             places = [one.root_places(size) for one in self._all()]
             if all(one.shape == places[0].shape and torch.equal(one, places[0]) for one in places[1:]):
-                self._kept = key, places[0], None
+                kept = key, places[0], None
             else:
                 columns = torch.cat(places, 1)
-                self._kept = key, columns, (columns[:, :, None] == columns[:, None, :]).int().argmax(-1)
-        return self._kept[1:]
+                kept = key, columns, (columns[:, :, None] == columns[:, None, :]).int().argmax(-1)
+            self._kept = kept
+        return kept[1:]
 
 
 def _made(network: Mapping[str, Any] | AnalysisNetwork) -> AnalysisNetwork:

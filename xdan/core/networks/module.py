@@ -23,6 +23,7 @@ from .sizes import size
 _WIDE = 2.0  # size of the state and innovation that test a module, in climatological deviations and observation errors
 _KEPT = 8  # largest number of increments that a description keeps
 _SAME = 1e-3  # largest difference by rounding between two machines, relative to the largest increment
+_ROUNDING = 1e-5  # largest difference of increments by rounding on one machine, in climatological deviations
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 
 
@@ -84,8 +85,8 @@ class ModuleNetwork(AnalysisNetwork):
     TypeError
         If `module` is no instance of `torch.nn.Module`, or `memory` is no integer.
     ValueError
-        If the module has no parameters, was compiled, or cannot be copied; or if a parameter has no shape yet or is
-        complex.
+        If the module has no parameters, has an extra state beside its tensors, was compiled, or cannot be copied; or if
+        a parameter has no shape yet or is complex.
 
     See Also
     --------
@@ -173,7 +174,7 @@ class ModuleNetwork(AnalysisNetwork):
         else:
             analysis, after = self._answer(self.module(states, innovation), x)
         if self.normalised:
-            analysis = x + std * (analysis - states)
+            analysis = x + std * (analysis - (x - mean) / std)  # anew, as the module may have written into `states`
         return (x + self.conserving(analysis - x) if self._conserved else analysis), after
 
     def _answer(self, answer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -404,6 +405,10 @@ def _copied(module: Any) -> nn.Module:
         raise ValueError(f"{title} has no shape yet for {unknown[:4]}: expected a module that was called once")
     if complex_ones := [name for name, one in tensors if one.is_complex()]:
         raise ValueError(f"{title} has complex numbers in {complex_ones[:4]}: expected pairs of real ones")
+    if odd := [name for name, one in module.state_dict().items() if not isinstance(one, Tensor)]:
+        raise ValueError(
+            f"{title} keeps {odd[:4]} beside its tensors: expected no get_extra_state(), as a store has none"
+        )
     if not any(True for _ in module.parameters()):
         raise ValueError(f"{title} has no parameters: expected some to train, as torch.nn.Parameter or layers")
     try:
@@ -426,4 +431,4 @@ def _kind(value: Any) -> str:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return bool(((one - other).abs() <= _SAME * other.abs().max()).all())
+    return bool(((one - other).abs() <= _SAME * other.abs().max() + _ROUNDING).all())

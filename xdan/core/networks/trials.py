@@ -88,11 +88,14 @@ def _states(network: AnalysisNetwork, size: int) -> tuple[Tensor, Tensor, Tensor
 
 def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
     x, zeta, memory = _states(network, size)
-    taken = x.clone(), zeta.clone()
+    states = (x, zeta) if memory is None else (x, zeta, memory)
+    taken = [one.clone() for one in states]
     with torch.enable_grad():
-        analysis = _analysis(network, taken[0], taken[1], memory, title)
-    if not (torch.equal(taken[0], x) and torch.equal(taken[1], zeta)):
-        raise ValueError(f"{title} writes into its forecast or its projected innovation: expected new tensors")
+        analysis = _analysis(network, taken[0], taken[1], None if memory is None else taken[2], title)
+    if not all(map(torch.equal, taken, states)):
+        raise ValueError(
+            f"{title} writes into its forecast, its projected innovation or its memory: expected new tensors"
+        )
     if not analysis.requires_grad:
         raise ValueError(
             f"torch sees no derivative of {title} by its weights: expected torch operations of them throughout, "
