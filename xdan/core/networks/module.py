@@ -86,7 +86,7 @@ class ModuleNetwork(AnalysisNetwork):
         For what is no instance of `torch.nn.Module`, or a memory that is no integer.
     ValueError
         For a module without parameters, with parameters that have no shape yet or are complex, with an extra state
-        beside its tensors, a compiled module, and one that cannot be copied.
+        beside its tensors, a compiled or scripted module, and one that cannot be copied.
 
     See Also
     --------
@@ -398,6 +398,8 @@ def _copied(module: Any) -> nn.Module:
     title = f"the module {type(module).__qualname__}"
     if hasattr(module, "_orig_mod"):
         raise ValueError(f"{title} is what torch.compile gave: expected the module before it was compiled")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(f"{title} is what torch.jit gave: expected the module before it was scripted or traced")
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if unknown := [name for name, one in tensors if isinstance(one, UninitializedParameter)]:
         raise ValueError(f"{title} has no shape yet for {unknown[:4]}: expected a module that was called once")
