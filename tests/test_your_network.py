@@ -269,6 +269,7 @@ def test_settings_that_no_weight_of_a_module_has_are_said(single, quick):
     optimiser = xdan.Optimiser(learning_rate=0.1, weight_decay=0.2)
     with pytest.warns(xdan.XdanWarning, match=r"learning_rate=0.1 and weight_decay=0.2 .* change nothing: .* Adam"):
         xdan.train(single, small(), optimiser=optimiser, **quick)
+    xdan.train(single, small(), optimiser=xdan.Optimiser(0.1, 0.001), **quick)  # silent: both rates are set
 
 
 class Masked(Small):

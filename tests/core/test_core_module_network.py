@@ -241,6 +241,12 @@ def test_a_module_that_cannot_be_copied_is_refused():
         ModuleNetwork(mine)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_a_scripted_module_is_refused():
+    with pytest.raises(ValueError, match=r"is what torch.jit gave: expected the module before"):
+        ModuleNetwork(torch.jit.script(nn.Bilinear(2, 2, 2)))
+
+
 class WithExtraState(Affine):
     def get_extra_state(self):
         return {"calls": 0}

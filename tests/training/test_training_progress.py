@@ -82,6 +82,12 @@ def test_other_answers_stop_nothing(single, architecture, quick, answer):
     assert net.history.step.values.tolist() == [4, 8]
 
 
+@pytest.mark.parametrize("function", [lambda: None, lambda told, more: None, 3.0])
+def test_what_cannot_be_told_is_refused_at_once(single, function):
+    with pytest.raises(TypeError, match=r"on_validation=.* expected a function of one dict"):
+        xdan.train(single, on_validation=function)
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_an_error_while_told_loses_nothing(single, architecture, quick, saved, tmp_path):
     settings = {**quick, "steps": 12, **({"checkpoint": tmp_path / "ck.zarr"} if saved else {})}

@@ -363,7 +363,9 @@ def _setting_text(trained: Network | None, data: TrainingData) -> str:
 def _idle_text(optimiser: Optimiser, module: AnalysisNetwork) -> str:
     """The warning about settings of Muon for a network that Muon does not train; empty where there is none."""
     settings, usual = optimiser.config(), Optimiser().config()
-    idle = [f"{name}={settings[name]:g}" for name in ("learning_rate", "weight_decay") if settings[name] != usual[name]]
+    changed = {name for name, value in settings.items() if value != usual.get(name)}
+    names = ["weight_decay"] if "adam_learning_rate" in changed else ["learning_rate", "weight_decay"]
+    idle = [f"{name}={settings[name]:g}" for name in names if name in changed]
     if not idle or module.hidden_matrices():
         return ""
     return (

@@ -85,7 +85,7 @@ class ModuleNetwork(AnalysisNetwork):
     TypeError
         If `module` is no instance of `torch.nn.Module`, or `memory` is no integer.
     ValueError
-        If the module has no parameters, has an extra state beside its tensors, was compiled, or cannot be copied; or if
+        If the module has no parameters, has an extra state beside its tensors, was compiled or scripted, or cannot be copied; or if
         a parameter has no shape yet or is complex.
 
     See Also
@@ -400,6 +400,8 @@ def _copied(module: Any) -> nn.Module:
     title = f"the module {type(module).__qualname__}"
     if hasattr(module, "_orig_mod"):
         raise ValueError(f"{title} is what torch.compile gave: expected the module before it was compiled")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(f"{title} is what torch.jit gave: expected the module before it was scripted or traced")
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if unknown := [name for name, one in tensors if isinstance(one, UninitializedParameter)]:
         raise ValueError(f"{title} has no shape yet for {unknown[:4]}: expected a module that was called once")
