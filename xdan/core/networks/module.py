@@ -85,8 +85,8 @@ class ModuleNetwork(AnalysisNetwork):
     TypeError
         If `module` is no instance of `torch.nn.Module`, or `memory` is no integer.
     ValueError
-        If the module has no parameters, has an extra state beside its tensors, was compiled or scripted, or cannot be copied; or if
-        a parameter has no shape yet or is complex.
+        If the module has no parameters, has an extra state beside its tensors, was compiled or scripted, or cannot be
+        copied; or if a parameter has no shape yet or is complex.
 
     See Also
     --------
