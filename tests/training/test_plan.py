@@ -33,7 +33,7 @@ class Absolute(Objective):
 def test_arguments_have_the_defaults_of_train():
     parameters = inspect.signature(xdan.train).parameters
     assert [entry.name for entry in fields(TrainingArguments)] == list(parameters)
-    assert len(parameters) <= 20
+    assert len(parameters) <= 22
     for entry in fields(TrainingArguments):
         if entry.default is not MISSING:
             assert parameters[entry.name].default == entry.default, entry.name
