@@ -18,8 +18,8 @@ SMALL = ["--cycles", "3", "--burn-in", "2", "--trajectories", "2", "--archive", 
     [
         ("kuramoto_sivashinsky", 2, "KuramotoSivashinsky", []),
         ("lorenz63", 4, "Lorenz63", []),
-        ("two_scale", 3, "TwoScaleLorenz96", []),
-        ("shallow_water", 2, "RollWaves", ["--points", "24"]),
+        pytest.param("two_scale", 3, "TwoScaleLorenz96", [], marks=pytest.mark.slow),
+        pytest.param("shallow_water", 2, "RollWaves", ["--points", "24"], marks=pytest.mark.slow),
         ("barotropic_vorticity", 2, "BarotropicVorticity", ["--points", "16"]),
     ],
 )
@@ -48,6 +48,7 @@ def test_runs_to_its_page(name, methods, model, options, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth", "ignore:the network is used out of")
+@pytest.mark.slow
 @pytest.mark.parametrize(("figure", "methods"), [("seasonal", 5 + 7), ("two-halves", 6)])
 def test_heterogeneous_systems_run_to_their_pages(figure, methods, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -137,7 +138,8 @@ def test_systems_name_networks_that_come_with_xdan(systems):
 
 
 @pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth", "ignore:the truth does not follow")
-@pytest.mark.parametrize(("figure", "schemes"), [pytest.param("forcing", 13, marks=pytest.mark.slow), ("noise", 12)])
+@pytest.mark.parametrize(("figure", "schemes"), [("forcing", 13), ("noise", 12)])
+@pytest.mark.slow
 def test_networks_of_wrong_models_run_to_their_tables(figure, schemes, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     command, example = import_module("imperfect"), import_module("imperfect_networks")

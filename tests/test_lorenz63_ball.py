@@ -48,6 +48,7 @@ def test_an_old_ball_is_drawn_out_along_the_first_vector(example, truth):
 
 
 @pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth")  # of few cycles
+@pytest.mark.slow
 def test_runs_to_its_page(example, tmp_path, monkeypatch):
     monkeypatch.setattr(xdan.Lorenz63, "spin_up_time", 3.0)
     monkeypatch.setattr("xdan.training.twin_source.VALIDATION_CYCLES", 60)

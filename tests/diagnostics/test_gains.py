@@ -218,6 +218,7 @@ def test_attributes_tell_results_apart(ds, circular):
     assert len(set(told)) == len(several)
 
 
+@pytest.mark.slow
 def test_large_results_are_lazy_and_say_so(circular):
     ds = xdan.twin(xdan.Lorenz96(sites=SITES), cycles=10_000, trajectories=100)
     with pytest.warns(xdan.XdanWarning, match=r"has 1\.3 GiB"):

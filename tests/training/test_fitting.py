@@ -218,7 +218,7 @@ def test_normalised_to_the_data(single, architecture, quick):
     np.testing.assert_allclose(scaled.arrays["state_std"], held.std(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("memory", [0, 2])
 def test_windows_of_one_cycle(single, quick, memory, processes):
     """The first analysis of a trajectory is not the network's: there is nothing to learn from it, and that is all."""
@@ -771,7 +771,7 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_default_type_does_not_matter(model, single, architecture, quick, request, processes):
     settings = {**quick, "processes": processes}
     expected = [xdan.train(source, architecture, **settings) for source in (single, model)]
@@ -845,7 +845,10 @@ print("DONE")
 """
 
 
-@pytest.mark.parametrize(("at", "processes"), [(2, 1), (7, 1), pytest.param(7, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("at", "processes"),
+    [(2, 1), pytest.param(7, 1, marks=pytest.mark.slow), pytest.param(7, 2, marks=pytest.mark.slow)],
+)
 def test_ctrl_c_returns_the_best_network_until_then(tmp_path, at, processes):
     answer = run_script(INTERRUPTED, tmp_path, at, processes, "once")
     assert answer.stdout.strip() == "DONE", answer.stderr
