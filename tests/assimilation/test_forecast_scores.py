@@ -222,6 +222,35 @@ def test_dims_that_are_not_averaged_stay(twin, forecasts):
     assert by_run.skill_horizon.dims == ("trajectory",)
 
 
+def test_standard_errors_of_one_trajectory():
+    """Blocks of starts, and their thirds, take the places of trajectories; the same for any chunks."""
+    ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=440, trajectories=1, seed=0)
+    rng = np.random.default_rng(1)
+    noise = 0.1 * rng.normal(size=ds.truth.shape)
+    run = xr.Dataset({"analysis": ds.truth + noise, "forecast": ds.truth + noise}).compute()
+    forecasts = ds.dan.forecast(run, lead=0.2, every=2)
+    scores = ds.dan.score_forecasts(forecasts).compute()
+    error = scores.rmse_standard_error
+    assert error.attrs["comment"] == "8 blocks of 27 starts, one trajectory"
+    square = ((forecasts.forecast[:, :, 0] - ds.truth[:, ::2]).values[0] ** 2).mean(1)
+
+    def by_blocks(count):
+        means = np.array([part.sum() - len(part) * square.mean() for part in np.array_split(square, count)])
+        return np.sqrt(count / (count - 1) * (means**2).sum()) / len(square)
+
+    coarse = [part.sum() - len(part) * square.mean() for part in np.array_split(square, 24)]
+    coarse = np.sqrt(8 / 7 * (np.reshape(coarse, (8, 3)).sum(1) ** 2).sum()) / len(square)
+    expected = np.sqrt(max(2 * coarse**2 - by_blocks(24) ** 2, coarse**2)) / (2 * np.sqrt(square.mean()))
+    np.testing.assert_allclose(error[0], expected, rtol=1e-8)
+    assert np.isnan(scores.skill_horizon)
+    assert scores.skill_horizon.attrs["comment"] == "NaN: not reached within the lead times"
+    chunked = ds.chunk(time=33).dan.score_forecasts(forecasts.chunk(time=17)).compute()
+    xr.testing.assert_allclose(chunked, scores, rtol=1e-10)
+    few = ds.dan.score_forecasts(forecasts.isel(time=slice(0, 50)))
+    assert few.rmse_standard_error.isnull().all()
+    assert few.rmse_standard_error.attrs["comment"].startswith("none: one trajectory of 50 starts")
+
+
 def test_methods_side_by_side(twin, forecasts, ensemble):
     single = twin.dan.forecast(ensemble, lead=0.3, every=3, burn_in=3).isel(time=slice(0, 5))
     wide = forecasts.drop_vars("forecast_members")
@@ -332,5 +361,5 @@ def test_leads_beyond_the_record_are_refused(twin, run):
 def test_arguments_that_are_refused(twin, forecasts, words, error, match):
     with pytest.raises(error, match=match):
         twin.dan.score_forecasts(forecasts, **words)
-    with pytest.raises(ValueError, match="needs the truth"):
+    with pytest.raises(ValueError, match=r'needs the truth.*pass against="observations"'):
         twin.drop_vars("truth").dan.score_forecasts(forecasts)

@@ -9,6 +9,7 @@ import xarray as xr
 from scipy import stats
 
 import xdan
+from xdan.core.batch_means import series_error
 
 DIMS = ("trajectory", "time", "x")
 astray = pytest.mark.filterwarnings("ignore:the truth does not follow:xdan.XdanWarning")  # noise, or another model
@@ -69,6 +70,42 @@ def test_standard_error(twin, run):
     found = xdan.score(twin, run)
     np.testing.assert_allclose(found.rmse_standard_error, by_run.std(ddof=1) / 2, rtol=1e-12)
     assert "rmse_standard_error" not in xdan.score(twin, run, dim="time")
+
+
+def errors_of_one(cycles, burn_in=0, dims=("trajectory",)):
+    """A record of one trajectory with a run whose errors are correlated in time."""
+    ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=cycles, trajectories=1, seed=0).compute()
+    rng = np.random.default_rng(1)
+    size = np.convolve(rng.normal(size=cycles + 9), np.ones(10), "valid")[None, :, None]
+    analysis = ds.truth + np.exp(0.1 * size) * rng.normal(size=ds.truth.shape)
+    return ds, xr.Dataset({"analysis": analysis, "forecast": analysis})
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_standard_error_of_one_trajectory(squeezed):
+    """By batch means in time, the same for any chunks; the dim may be missing."""
+    ds, run = errors_of_one(450)
+    if squeezed:
+        ds, run = ds.isel(trajectory=0, drop=True), run.isel(trajectory=0, drop=True)
+    found = xdan.score(ds, run, burn_in=20)
+    by_time = np.sqrt(((run.analysis - ds.truth) ** 2).mean("x")).values.reshape(-1)[20:]
+    expected = series_error(by_time)
+    np.testing.assert_allclose(found.rmse_standard_error, expected, rtol=1e-10)
+    assert found.rmse_standard_error.attrs["comment"] == "8 blocks of 53 cycles, one trajectory"
+    lazy = xdan.score(ds.chunk(time=7), run.chunk(time=31), burn_in=20)
+    assert lazy.rmse_standard_error.chunks is not None
+    np.testing.assert_allclose(lazy.rmse_standard_error, expected, rtol=1e-10)
+    if not squeezed:
+        by_run = xdan.score(ds, run, dim="time", burn_in=20).rmse_standard_error
+        np.testing.assert_allclose(by_run, [expected], rtol=1e-10)
+        assert "rmse_standard_error" not in xdan.score(ds, run, dim="trajectory")
+
+
+def test_standard_error_of_few_cycles_says_why_it_is_missing():
+    """And does not warn."""
+    found = xdan.score(*errors_of_one(60))
+    assert np.isnan(found.rmse_standard_error)
+    assert found.rmse_standard_error.attrs["comment"].startswith("none: one trajectory of 60 cycles")
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,26 @@ def test_hovmoller_of_lazy_data(twin, run):
     np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, twin.truth[0])
 
 
-def test_hovmoller_wants_a_truth_on_one_dim(twin, run):
-    with pytest.raises(ValueError, match="a picture of the error needs the truth"):
-        xdan.hovmoller(twin.drop_vars("truth"), run)
+def test_hovmoller_wants_one_dim(twin, run):
     grid = xdan.CustomDynamics(lambda x: -x, state={"lat": 2, "lon": 3}, timestep=0.05)
     flat = xdan.twin(grid, cycles=3).compute()
     own = flat[["truth"]].rename(truth="analysis").assign(forecast=flat.truth)
     with pytest.raises(ValueError, match=r"dims \('lat', 'lon'\): a Hovmöller diagram shows one"):
         xdan.hovmoller(flat, own, dynamics=grid)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_without_a_truth_the_analysis_is_drawn_alone(twin, run, bare):
+    ds, one = twin.drop_vars("truth"), run
+    if bare:
+        ds, one = ds.isel(trajectory=0, drop=True), run.isel(trajectory=0, drop=True)
+    (panel,) = xdan.hovmoller(ds, one)
+    np.testing.assert_array_equal(panel.dimension_values("analysis", flat=False).T, run.analysis[0])
+    np.testing.assert_array_equal(panel.dimension_values("time", expanded=False), twin.time)
+    assert len(panels(xdan.hovmoller(ds, one))) == 1
+    assert len(xdan.component_curves(ds, one)) == 8
+    with pytest.raises(ValueError, match=r"needs the truth.*Without a truth, draw the analysis with xdan\.hovmoller"):
+        xdan.rmse_in_time(ds, {"run": one})
 
 
 def test_sites_with_names_are_drawn_in_their_order(twin):
@@ -170,7 +182,7 @@ def test_lines_of_components(fields):
 
 def test_every_field_is_drawn_as_its_geometry_says(fields):
     model, ds, run = fields
-    labelled = state_panels.read_with_truth(ds, {"dynamics": model}, "a picture")
+    labelled = state_panels.read_states(ds, {"dynamics": model}, "a picture")
     pairs = state_panels.field_pairs(labelled, run, 0)
     assert [pair.kind for pair in pairs] == ["map", "hovmoller", "lines"]
     assert ds.dan.explore(run, dynamics=model).view().get_root() is not None
@@ -201,7 +213,7 @@ LABELS = {
 @pytest.mark.parametrize("cycles", [slice(24), slice(3, 4)])
 def test_times_that_are_no_numbers(twin, run, kind, cycles):
     """The picture itself; which records have such times is not its affair."""
-    labelled = state_panels.read_with_truth(twin, {}, "a picture")
+    labelled = state_panels.read_states(twin, {}, "a picture")
     (pair,) = state_panels.field_pairs(labelled, run, 0)
     dated = pair.truth.assign_coords(time=("time", TIMES[kind], {"long_name": "valid time"}))
     pair = dataclasses.replace(pair, truth=dated)

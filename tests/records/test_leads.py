@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import xdan
-from xdan.records.leads import lead_coordinates, lead_numbers, lead_steps, steps_of, valid_positions
+from xdan.records.leads import lead_coordinates, lead_numbers, lead_steps, model_time, steps_of, valid_positions
 from xdan.records.times import positions_among
 
 MODEL = xdan.Lorenz96(sites=8, time_unit=np.timedelta64(5, "D"))  # a step of 0.05 is 6 hours
@@ -25,6 +25,32 @@ def test_steps_of_numbers_and_time_differences():
         steps_of("lead", np.timedelta64(7, "h"), MODEL)
     with pytest.raises(TypeError, match="lead=None"):
         steps_of("lead", None, MODEL)
+
+
+def test_steps_of_words():
+    assert steps_of("lead", "36h", MODEL) == 6
+    assert steps_of("lead", "1 days 12:00:00", MODEL) == 6
+    assert model_time("restart_after", "3D", MODEL) == model_time("restart_after", np.timedelta64(3, "D"), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "match"),
+    [
+        ("5", ValueError, "lead='5': expected a time difference with its unit, such as '5D'.*or a number"),
+        ("5 moons", ValueError, "lead='5 moons': expected a time difference with its unit"),
+        ("NaT", ValueError, "lead='NaT': expected a positive time"),
+        ("-1D", ValueError, "lead='-1D': expected a positive time"),
+        (None, TypeError, r"lead=None.*or a time difference such as np.timedelta64\(5, 'D'\) or '5D'"),
+    ],
+)
+def test_words_that_are_no_length_of_time(value, error, match):
+    with pytest.raises(error, match=match):
+        steps_of("lead", value, MODEL)
+
+
+def test_words_need_a_time_unit():
+    with pytest.raises(ValueError, match="lead='5D', and one unit of the time of"):
+        steps_of("lead", "5D", xdan.Lorenz96())
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,16 @@ def test_an_ensemble_that_is_lost_warns(long, tmp_path):
         lazy.analysis.compute()
 
 
+def test_the_warning_points_at_the_users_line(long):
+    """Whether the method or the accessor is called; and it names what is often wrong with data of other programs."""
+    for call in (long.dan.baseline, lambda *args, **words: xdan.baseline(long, *args, **words)):
+        with pytest.warns(
+            xdan.XdanWarning, match="lost the truth.*time_unit, the units of.*order of the sites"
+        ) as told:
+            call("etkf", members=8, inflation=1.0, spin_up=0)
+        assert {one.filename for one in told} == {__file__}
+
+
 def test_few_observations_say_little():
     """Five observed cycles of a chi-square ratio pass the limit by chance; twenty do not."""
     few = np.full((1, 100), np.nan)

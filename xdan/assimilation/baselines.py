@@ -24,7 +24,7 @@ def baseline(
     smooth: bool = False,
     tune_on: str = "innovation",
     candidates: Mapping[str, Sequence[float]] | None = None,
-    restart_after: float | None = None,
+    restart_after: Any = None,
     seed: int = 0,
     store: StoreLike | None = None,
     mode: str = "w-",

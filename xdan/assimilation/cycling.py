@@ -15,7 +15,7 @@ import xarray as xr
 from dask.delayed import Delayed
 from torch import Tensor
 
-from ..core.checks import real, switch
+from ..core.checks import switch
 from ..core.dynamics import dynamics_to_json
 from ..core.log import RUNS
 from ..core.methods import Method, State
@@ -25,6 +25,7 @@ from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Carry, Plan, Setup, block, carried_graph, in_block, make_record, pick_device
 from ..records.following import astray, shortest_interval
+from ..records.leads import model_time
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord, RecordWords, read
@@ -46,7 +47,7 @@ def cycle(
     *,
     members: bool = False,
     smooth: bool = False,
-    restart_after: float | None = None,
+    restart_after: Any = None,
     seed: int = 0,
     store: StoreLike | None = None,
     mode: str = "w-",
@@ -134,7 +135,7 @@ def cycle(
     """
     labelled = read(ds, **words)
     if restart_after is not None:
-        longest = real("restart_after", restart_after, above=0.0)
+        longest = model_time("restart_after", restart_after, labelled.setup.dynamics)
         labelled = replace(labelled, setup=replace(labelled.setup, restart_after=longest))
     return run_over(
         ds,
@@ -418,7 +419,7 @@ class Run:
         # A run that an early version began has no ratios.
         ratio = run[RATIO].to_numpy() if RATIO in run else np.full(diverged.shape, np.nan)
         texts = prepared.watch.verdict(ratio, diverged, trajectory, slice(None))
-        warn_of(texts, stacklevel=5)
+        warn_of(texts)
         return texts
 
 

@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from ..core import batch_means
 from ..core import lead_scores as kernels
 from ..core.checks import choice
 from ..core.formats import data_format
@@ -90,8 +91,7 @@ class ForecastPair:
                 [
                     "the forecasts start from smoothed states, which have used the observations of a lag afterwards: "
                     "scores against observations are too small at lead times up to that lag"
-                ],
-                stacklevel=5,
+                ]
             )
         self.means = FieldMeans(setup.dynamics)
         self.by_field = self.means.several and (not self.observed or setup.observing.direct)
@@ -114,13 +114,48 @@ class ForecastPair:
         """Whether forecasts start from smoothed states. The last times of a run lack these."""
         return bool(self.forecasts.attrs.get("starts_from") == "smoothed")
 
-    def sums(self, over_time: bool) -> tuple[xr.DataArray, xr.DataArray | None]:
+    @property
+    def alone(self) -> bool:
+        """Whether the record has one trajectory."""
+        return bool(self.labelled.observation.sizes[TRAJECTORY] == 1)
+
+    @property
+    def groups(self) -> list[int]:
+        """Numbers of starts in thirds of consecutive blocks of a single trajectory; one entry if the starts are few."""
+        count = len(self.starts)
+        parts = batch_means.PARTS * batch_means.block_count(count, self._shortest)
+        return batch_means.block_sizes(count, parts or 1)
+
+    @property
+    def groups_in_words(self) -> str:
+        """The blocks of starts, or why there is one only."""
+        return batch_means.in_words(len(self.starts), self._shortest, "starts")
+
+    @property
+    def _shortest(self) -> int:
+        """Least number of starts in a block: those of 50 cycles, and of the longest lead time if it is longer.
+
+        Errors of forecasts that overlap in time are correlated.
+        """
+        if len(self.starts) < 2:
+            return batch_means.SHORTEST
+        interval = float(np.median(self.labelled.setup.steps[1:]))
+        cycles = max(batch_means.SHORTEST, float(self.steps[-1]) / interval)
+        return max(batch_means.PARTS, math.ceil(cycles / float(np.median(np.diff(self.starts)))))
+
+    def sums(self, over_time: bool, groups: list[int] | None = None) -> tuple[xr.DataArray, xr.DataArray | None]:
         """Sums over the components of each case, and ranks. With `over_time`, starts of a trajectory are summed, too.
+
+        Parameters
+        ----------
+        over_time : bool
+        groups : list of int, optional
+            Numbers of consecutive starts. With `over_time`, the starts of each group are summed apart.
 
         Returns
         -------
         sums : xarray.DataArray of float64, dims (trajectory, time, lead, field, moment)
-            Sums in the order of `MOMENTS`. With `over_time`, `time` has one entry for each block.
+            Sums in the order of `MOMENTS`. With `over_time`, `time` has one entry for each group.
         ranks : xarray.DataArray of float64, dims (trajectory, time, lead, field, rank), or None
             None if the forecasts hold no members.
         """
@@ -128,7 +163,8 @@ class ForecastPair:
         assert actual is not None
         whole = actual.chunk().data
         arrays = {name: values.chunk().data for name, values in self.held.items()}
-        rows, columns = self._sizes(arrays)
+        of_groups = groups or [len(self.starts)]
+        rows, columns, blocks = self._sizes(arrays, of_groups)
         target = dask.delayed(self.target, traverse=False)
         climate = dask.delayed(climate_of, pure=False)(self.labelled.setup)
         task = dask.delayed(sums_block, pure=False)
@@ -152,22 +188,32 @@ class ForecastPair:
                 pieces[name].append(one)
         dims = (TRAJECTORY, TIME, LEAD, "field")
         sums = da.concatenate([da.concatenate(one, 1) for one in pieces["sums"]], 0)
+        if over_time:
+            ends = np.cumsum(blocks).tolist()
+            grouped = [sums[:, end - size : end].sum(1) for size, end in zip(blocks, ends, strict=True)]
+            sums = da.stack(grouped, 1)
         if not members:
             return xr.DataArray(sums, dims=(*dims, MOMENT)), None
         ranks = da.concatenate([da.concatenate(one, 1) for one in pieces["ranks"]], 0)
         return xr.DataArray(sums, dims=(*dims, MOMENT)), xr.DataArray(ranks, dims=(*dims, RANK))
 
-    def _sizes(self, arrays: Mapping[str, da.Array]) -> tuple[list[slice], list[slice]]:
-        """Trajectories and starts of each block: at most a chunk of the forecasts, and of bounded size."""
+    def _sizes(self, arrays: Mapping[str, da.Array], groups: list[int]) -> tuple[list[slice], list[slice], list[int]]:
+        """Trajectories and starts of each block, of bounded size: at most a chunk of the forecasts and within a group.
+
+        The last list holds the number of blocks of starts in each group.
+        """
         case = sum(math.prod(values.shape[2:]) for values in arrays.values())
         chunks = arrays["forecast"].chunks
-        columns = min(max(chunks[1]), max(1, _VALUES // case))
-        rows = min(max(chunks[0]), max(1, _VALUES // (case * columns)))
-        return [_slices(size, most) for size, most in zip(arrays["forecast"].shape, (rows, columns), strict=False)]  # type: ignore[return-value]
+        most = min(max(chunks[1]), max(1, _VALUES // case))
+        rows = min(max(chunks[0]), max(1, _VALUES // (case * most)))
+        ends = np.cumsum(groups).tolist()
+        of_groups = [_slices(end - size, end, most) for size, end in zip(groups, ends, strict=True)]
+        columns = [one for group in of_groups for one in group]
+        return _slices(0, arrays["forecast"].shape[0], rows), columns, [len(group) for group in of_groups]
 
 
-def _slices(size: int, most: int) -> list[slice]:
-    return [slice(start, min(size, start + most)) for start in range(0, size, most)]
+def _slices(first: int, stop: int, most: int) -> list[slice]:
+    return [slice(start, min(stop, start + most)) for start in range(first, stop, most)]
 
 
 def _read(labelled: LabelledRecord, forecasts: xr.Dataset) -> dict[str, xr.DataArray]:

@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from ..core import batch_means
 from ..core import lead_scores as kernels
 from ..core.checks import choice, real
 from ..records.leads import LEAD, lead_numbers
@@ -22,6 +23,8 @@ from .forecast_sums import Target, climate_of
 from .score_causes import Cause, Score, with_warnings
 
 METHOD = "method"
+_NOT_REACHED = "NaN: not reached within the lead times"
+_NO_GROWTH = "NaN: fewer than three lead times to fit, or the error does not grow"
 _OVER = "root of the mean over the state, the starts and the trajectories averaged"
 
 
@@ -66,7 +69,10 @@ def score_forecasts(
         Scores along `lead`, in the state's units if no other units are named; for several fields also along `field`:
 
         - `rmse`: root of the mean square error over the state (weighted by area), the starts and the trajectories;
-        - `rmse_standard_error`: standard error of `rmse`, from the mean square errors of the trajectories;
+        - `rmse_standard_error`: standard error of `rmse`, from the mean square errors of the trajectories. For a record
+          of one trajectory, blocks of consecutive starts take the places of trajectories: 8 to 10 blocks, each at least
+          as long as 50 cycles and as the longest lead time. It is NaN for fewer blocks. The attribute `comment` names
+          the blocks, or says why there are none;
         - `geometric_rmse`: the RMSE of each forecast over the state, and the geometric mean of these over starts and
           trajectories. It is the error of a typical forecast. The worst forecasts dominate `rmse`;
         - `bias`: mean of forecast minus truth; `mean_absolute_error`;
@@ -91,8 +97,8 @@ def score_forecasts(
           logarithm of `geometric_rmse` or of `rmse`, from the first lead time to `doubling_fitted_to` or
           `rmse_doubling_fitted_to`. The geometric mean of small errors grows at the rate of the first Lyapunov
           exponent. The root of their mean square grows faster if the rate differs from state to state;
-        - the standard errors of these, by the jackknife over trajectories. A value that the lead times do not reach is
-          NaN.
+        - the standard errors of these, by the jackknife over trajectories, or over the blocks of one trajectory. A
+          value that the lead times do not reach is NaN, and its attribute `comment` says so.
 
         Scores against observations y: `departure_rms` is the root of the mean square of y - H(f). `error_variance` is
         the mean of R's diagonal; it is subtracted from the mean square to give `rmse`, an estimate of the difference
@@ -119,7 +125,7 @@ def score_forecasts(
     References
     ----------
     Anomaly correlation: Wilks (2011), Statistical Methods in the Atmospheric Sciences, Sect. 8.6.4. Fair CRPS: Ferro
-    (2014), doi:10.1002/qj.2270.
+    (2014), doi:10.1002/qj.2270. Batch means: Flegal and Jones (2010), doi:10.1214/09-AOS735.
 
     Examples
     --------
@@ -139,7 +145,7 @@ def score_forecasts(
         real("small", small, above=0.0),
     )
     needs = "a score against the truth" if against == "truth" else None
-    labelled = read(ds, **words, needs_truth=needs)
+    labelled = read(ds, **words, needs_truth=needs, instead='pass against="observations"')
     if not isinstance(forecasts, Mapping) or isinstance(forecasts, xr.Dataset):
         return _scores(ForecastPair(labelled, forecasts, against), dims, levels)
     return _of_methods(labelled, forecasts, against, dims, levels)
@@ -186,27 +192,25 @@ def _of_methods(
 
 def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float, float]) -> xr.Dataset:
     """Scores of one method's forecasts."""
-    sums, ranks, deviation = _summed(pair, TIME in dims)
+    alone = pair.alone and {TRAJECTORY, TIME} <= set(dims)  # blocks of its starts take the places of trajectories
+    sums, ranks, deviation = _summed(pair, TIME in dims, alone)
+    fine = sums if alone and sums.sizes[TRAJECTORY] > 1 else None  # thirds of these blocks
+    sums = sums if fine is None else _in_blocks(fine)
     observed = pair.observed
     weight, values = _moment(sums, "weight"), {name: _moment(sums, name) for name in kernels.MOMENTS}
     if observed:
         for name in ("square", "persistence", "actual"):
             values[f"{name}_of_states"] = values[name] - values["noise"]
     units, scores = pair.means.units, dict[str, Score]()
+    by, comment = ("by batch means", pair.groups_in_words) if alone else ("over trajectories", "")
 
     def average(name: str) -> tuple[xr.DataArray, xr.DataArray | None]:
         if TRAJECTORY not in dims:
             return values[name] / weight.where(weight > 0), None
-        mean, error = xr.apply_ufunc(
-            kernels.mean_and_error,
-            values[name],
-            weight,
-            input_core_dims=[[TRAJECTORY]] * 2,
-            output_core_dims=[[], []],
-            dask="parallelized",
-            output_dtypes=[np.float64] * 2,
-        )
-        return mean, error if sums.sizes[TRAJECTORY] > 1 else None
+        mean, error = _mean_and_error(values[name], weight)
+        if fine is not None:
+            error = batch_means.lugsail(error, _mean_and_error(_moment(fine, name), _moment(fine, "weight"))[1])
+        return mean, error if alone or sums.sizes[TRAJECTORY] > 1 else None
 
     def add(name: str, value: xr.DataArray, long_name: str, power: int = 1, **more: Any) -> None:
         said = None if units is None else to_power(units, power) if power else "1"
@@ -217,7 +221,7 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
         root = xr.ufuncs.sqrt(mean)
         add(name, root, long_name, **more)
         if error is not None and name == "rmse":
-            add("rmse_standard_error", error / (2 * root), "standard error of the RMSE over trajectories")
+            add("rmse_standard_error", error / (2 * root), f"standard error of the RMSE {by}", comment=comment)
 
     with np.errstate(invalid="ignore", divide="ignore"):
         end = "_of_states" if observed else ""
@@ -246,7 +250,7 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
             mean, error = average("crps")
             add("crps", mean, f"continuous ranked probability score of the {_crps_words(pair)}")
             if error is not None:
-                add("crps_standard_error", error, "standard error of the CRPS over trajectories")
+                add("crps_standard_error", error, f"standard error of the CRPS {by}", comment=comment)
         if int(pair.steps[0]) == 0:
             add_root("persistence_rmse", f"persistence{end}", f"RMSE of the start as the forecast{less}")
         add_root("climatology_rmse", f"actual{end}", f"RMSE of the climate's mean as the forecast{less}")
@@ -254,7 +258,7 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
         add("cases", cases, "pairs of a trajectory and a start that are scored", 0)
         if deviation is not None:
             add("deviation", deviation, "standard deviation of the climate")
-            scores |= _horizons(pair, sums, deviation, dims, levels)
+            scores |= _horizons(pair, sums, fine, deviation, dims, levels, comment)
         if ranks is not None and not observed:
             add("rank_histogram", _over(ranks, dims), "rank of the truth among the members' forecasts", 0)
     result = _labelled(pair, scores)
@@ -271,17 +275,25 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
     )
 
 
-def _summed(pair: ForecastPair, over_time: bool) -> tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None]:
-    """Sums over the cases of each trajectory, ranks, and the climate's deviation; computed if nothing is lazy."""
-    sums, ranks = pair.sums(over_time)
+def _summed(
+    pair: ForecastPair, over_time: bool, alone: bool
+) -> tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None]:
+    """Sums over the cases of each trajectory, ranks, and the climate's deviation; computed if nothing is lazy.
+
+    With `alone`, sums are over the cases of each third of a block of starts, along `trajectory`.
+    """
+    sums, ranks = pair.sums(over_time, pair.groups if alone else None)
     parts = len(pair.target.parts)
     direct = not pair.observed or pair.labelled.setup.observing.direct
     deviation = None
     if direct:
         made = dask.delayed(_deviation, pure=False)(pair.labelled.setup, pair.target)
         deviation = xr.DataArray(da.from_delayed(made, (parts,), np.float64), dims=["field"])
-    if over_time:
-        sums = sums.sum(TIME, skipna=False)
+    if alone:
+        sums = sums.isel({TRAJECTORY: 0}).rename({TIME: TRAJECTORY})
+        ranks = None if ranks is None else ranks.sum(TIME)
+    elif over_time:
+        sums = sums.isel({TIME: 0})
         ranks = None if ranks is None else ranks.sum(TIME)
     scored = slice(pair.first_scored, None)
     sums, ranks = sums.isel({LEAD: scored}), None if ranks is None else ranks.isel({LEAD: scored})
@@ -289,10 +301,12 @@ def _summed(pair: ForecastPair, over_time: bool) -> tuple[xr.DataArray, xr.DataA
         sums = sums.chunk({TRAJECTORY: -1, LEAD: -1})
     else:
         sums, ranks, deviation = dask.compute(sums, ranks, deviation)
-    labels = {TRAJECTORY: pair.labelled.observation[TRAJECTORY].variable, LEAD: pair.lead.isel({LEAD: scored}).variable}
+    trajectories = pair.labelled.observation[TRAJECTORY].variable
+    labels = {LEAD: pair.lead.isel({LEAD: scored}).variable}
     if not over_time:
         labels[TIME] = pair.held["forecast"][TIME].variable
-    sums = sums.assign_coords(labels)
+    sums = sums.assign_coords(labels if alone else labels | {TRAJECTORY: trajectories})
+    labels[TRAJECTORY] = trajectories
     ranks = None if ranks is None else ranks.assign_coords(labels | {RANK: np.arange(1, ranks.sizes[RANK] + 1)})
     if not pair.by_field:
         sums = sums.isel(field=0)
@@ -315,6 +329,29 @@ def _moment(sums: xr.DataArray, name: str) -> xr.DataArray:
     return sums.isel({MOMENT: kernels.AT[name]})
 
 
+def _in_blocks(parts: xr.DataArray) -> xr.DataArray:
+    """Sums of blocks from the sums of their parts."""
+    size = batch_means.PARTS
+    blocks = parts.isel({TRAJECTORY: slice(None, None, size)})
+    for k in range(1, size):
+        blocks = blocks + parts.isel({TRAJECTORY: slice(k, None, size)})
+    return blocks
+
+
+def _mean_and_error(values: xr.DataArray, weight: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Weighted mean over trajectories, or over blocks in their places, and its standard error."""
+    mean, error = xr.apply_ufunc(
+        kernels.mean_and_error,
+        values,
+        weight,
+        input_core_dims=[[TRAJECTORY]] * 2,
+        output_core_dims=[[], []],
+        dask="parallelized",
+        output_dtypes=[np.float64] * 2,
+    )
+    return mean, error
+
+
 def _over(values: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
     """The sum over trajectories, if these are averaged. The sums over starts are taken already."""
     total: xr.DataArray = values.sum(TRAJECTORY, skipna=False) if TRAJECTORY in dims else values
@@ -322,25 +359,37 @@ def _over(values: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
 
 
 def _horizons(
-    pair: ForecastPair, sums: xr.DataArray, deviation: xr.DataArray, dims: list[Hashable], levels: tuple[float, ...]
+    pair: ForecastPair,
+    sums: xr.DataArray,
+    fine: xr.DataArray | None,
+    deviation: xr.DataArray,
+    dims: list[Hashable],
+    levels: tuple[float, ...],
+    comment: str,
 ) -> dict[str, Score]:
-    """Doubling times and horizons, with their standard errors."""
+    """Doubling times and horizons, with their standard errors. `comment` names the blocks of a single trajectory."""
     lead, units = lead_numbers(sums[LEAD])
     runs = TRAJECTORY
     if TRAJECTORY not in dims:
         sums, runs = sums.expand_dims("alone"), "alone"
     fraction, correlation, small = levels
-    made = xr.apply_ufunc(
-        partial(kernels.horizons, lead=lead, fraction=fraction, correlation=correlation, small=small),
-        sums,
-        deviation,
-        input_core_dims=[[runs, LEAD, MOMENT], []],
-        output_core_dims=[["statistic", "part"]],
-        vectorize=True,
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"statistic": 6, "part": 2}},
-    )
+
+    def made_of(sums: xr.DataArray) -> xr.DataArray:
+        made: xr.DataArray = xr.apply_ufunc(
+            partial(kernels.horizons, lead=lead, fraction=fraction, correlation=correlation, small=small),
+            sums,
+            deviation,
+            input_core_dims=[[runs, LEAD, MOMENT], []],
+            output_core_dims=[["statistic", "part"]],
+            vectorize=True,
+            dask="parallelized",
+            output_dtypes=[np.float64],
+            dask_gufunc_kwargs={"output_sizes": {"statistic": 6, "part": 2}},
+        )
+        return made
+
+    made = made_of(sums)
+    of_parts = None if fine is None else made_of(fine)
     slow = f"while it is below {small:g} of sqrt(2) deviations"
     words = {
         "doubling_time": f"doubling time of the geometric mean of RMSEs, {slow}",
@@ -355,10 +404,21 @@ def _horizons(
         if pair.observed and name in ("doubling_time", "acc_horizon", "doubling_fitted_to"):
             continue
         value, error = (made.isel(statistic=k, part=part) for part in (0, 1))
-        scores[name] = Score(value, label, units)
-        if runs == TRAJECTORY and sums.sizes[runs] > 1 and not name.endswith("fitted_to"):
-            scores[f"{name}_standard_error"] = Score(error, f"standard error of the {name.replace('_', ' ')}", units)
+        if of_parts is not None:
+            error = batch_means.lugsail(error, of_parts.isel(statistic=k, part=1))
+        fitted = name.endswith("fitted_to")
+        scores[name] = Score(value, label, units, comment=_why_missing(value, name))
+        if runs == TRAJECTORY and (comment or sums.sizes[runs] > 1) and not fitted:
+            label = f"standard error of the {name.replace('_', ' ')}"
+            scores[f"{name}_standard_error"] = Score(error, label, units, comment=comment)
     return scores
+
+
+def _why_missing(value: xr.DataArray, name: str) -> str:
+    """Why a horizon or doubling time may be NaN; "" if it is known to be a number."""
+    if value.chunks is None and not value.isnull().any():
+        return ""
+    return _NOT_REACHED if name.endswith("horizon") else _NO_GROWTH
 
 
 def _labelled(pair: ForecastPair, scores: Mapping[str, Score]) -> xr.Dataset:
@@ -367,7 +427,7 @@ def _labelled(pair: ForecastPair, scores: Mapping[str, Score]) -> xr.Dataset:
     values = {name: values[name].drop_vars(set(values[name].coords) & set(scores)) for name in scores}
     result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
     for name, one in scores.items():
-        result[name].attrs = {"long_name": one.long_name} | ({} if one.units is None else {"units": one.units})
+        result[name].attrs = one.attrs
     result[LEAD].attrs = dict(pair.lead.attrs)
     if "field" in result.dims:
         result = result.assign_coords(pair.means.labels)

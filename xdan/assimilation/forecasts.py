@@ -65,9 +65,11 @@ def forecast(
         The record on which the run was made. Its dynamics makes the forecasts, or the `dynamics=` of the call.
     run : xarray.Dataset, optional
         Run of `cycle` or `baseline` on this record. With which="truth" the run may be left out.
-    lead : float or timedelta
-        The longest lead time, in model time. It may be a time difference if the dynamics has a `time_unit`.
-    step : float or timedelta, optional
+    lead : float, timedelta or str
+        The longest lead time. A number counts units of model time, also if the record has dates: if the `time_unit` of
+        the dynamics is 5 days, `lead=5` is 25 days. With a `time_unit` it may be a time difference, or words such as
+        "5D" that pandas.Timedelta takes.
+    step : float, timedelta or str, optional
         Difference between lead times, which go from 0 to `lead`. By default the record's shortest interval.
     every : int
         Number of analyses from one start to the next.
@@ -208,8 +210,7 @@ def _check_even(labelled: LabelledRecord) -> None:
             [
                 f"the model errs by Q in an interval, and the record's intervals are {least:g} to {most:g}: the "
                 f"members' forecasts have an error after every {least:g}, the shortest"
-            ],
-            stacklevel=4,
+            ]
         )
 
 
@@ -352,7 +353,7 @@ class _Forecasts:
     def _judge(self, diverged: Array) -> list[str]:
         """Warn of forecasts that are not finite, and return the sentences."""
         texts = lost_texts(diverged, self.told["starts_from"], self.steps * self.labelled.setup.dynamics.timestep)
-        warn_of(texts, stacklevel=5)
+        warn_of(texts)
         return texts
 
     def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:

@@ -143,7 +143,7 @@ class MethodScheme(Scheme):
 
     method: Method
     remedy: ClassVar[str] = (
-        "Take more members, inflation= or localisation, or look whether units, R and the model's time step are right"
+        "Take more members, inflation= or localisation, or look whether the model's time step is right"
     )
 
     def method_on(self, dtype: np.dtype[Any], device: str) -> Method:

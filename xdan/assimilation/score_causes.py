@@ -94,6 +94,8 @@ class Score:
         Where the score is broken. By default where the score is not finite.
     trouble : str
         First words of the warning.
+    comment : str
+        What a user should know of the score; "" if nothing.
     """
 
     value: xr.DataArray
@@ -103,6 +105,14 @@ class Score:
     always: Sequence[Cause] = ()
     broken: xr.DataArray | None = None
     trouble: str = "scores are not finite"
+    comment: str = ""
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Attributes of the score as a variable."""
+        attrs = {"long_name": self.long_name}
+        attrs |= {} if self.units is None else {"units": self.units}
+        return attrs | ({"comment": self.comment} if self.comment else {})
 
     def where_broken(self) -> xr.DataArray:
         """Where the score needs an explanation."""

@@ -61,5 +61,5 @@ def told(scores: Mapping[str, Score], pair: Pair, name: str, *, again: bool) -> 
     values = with_warnings(scores, f"{called(name)}: " if name else "", again=again)
     result = xr.Dataset({key: value.drop_attrs() for key, value in values.items()})
     for key, one in scores.items():
-        result[key].attrs = {"long_name": one.long_name} | ({} if one.units is None else {"units": one.units})
+        result[key].attrs = one.attrs
     return result.assign_coords(pair.means.labels) if FIELD in result.dims else result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ..core import ensemble_scores
+from ..core import batch_means, ensemble_scores
 from ..core import scores as kernels
 from ..core.checks import choice, shown
 from ..records.schema import MEMBER, TIME, TRAJECTORY
@@ -54,13 +54,7 @@ def against_truth(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
     what = pair.names["analysis"]
     label = f"{what} RMSE: {convention}"
     scores = pair.averaged(dims, "rmse", by_time, label, of_analysis, always=always, root=True)
-    if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
-        label = "standard error of the mean over trajectories"
-        error = _standard_error(pair, by_time, dims)
-        scores["rmse_standard_error"] = pair.as_score(error, label, means.units, of_analysis)
-        if means.several:
-            error = _standard_error(pair, whole, dims)
-            scores[f"rmse_standard_error{TOTAL}"] = pair.as_score(error, f"{label}; {OVER_ALL}", "1", of_analysis)
+    scores |= _standard_errors(pair, by_time, whole, dims, of_analysis)
     if "forecast" in run:
         of_forecast = _rmse(means, x, run["forecast"])
         label, gaps = f"forecast RMSE: {convention}", (*causes, pair.gaps_of("forecast"))
@@ -83,11 +77,59 @@ def _label(pair: Pair, crps: _Crps) -> str:
     return f"{CRPS_NAME} of the {crps.long_name.replace('analysis', pair.names['analysis'])}"
 
 
-def _standard_error(pair: Pair, by_time: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
+def _standard_errors(
+    pair: Pair, by_time: xr.DataArray, whole: xr.DataArray, dims: list[Hashable], causes: Sequence[Cause]
+) -> dict[str, Score]:
+    """Standard errors of the RMSE and of its mean over fields: over trajectories, or over blocks of a single one."""
+    alone = pair.labelled.observation.sizes[TRAJECTORY] == 1
+    if (TIME if alone else TRAJECTORY) not in dims:
+        return {}
+    of = {"": (by_time, pair.means.units)} | ({TOTAL: (whole, "1")} if pair.means.several else {})
+    scores: dict[str, Score] = {}
+    for end, (values, units) in of.items():
+        more = f"; {OVER_ALL}" if end else ""
+        if alone:
+            error = _over_blocks(pair, values, dims)
+            label = f"standard error of the mean over time, by batch means{more}"
+            explained = xr.zeros_like(error, dtype=bool)  # the comment says why an error is missing
+            scores[f"rmse_standard_error{end}"] = Score(error, label, units, broken=explained, comment=_blocks(pair))
+        else:
+            error, label = _over_trajectories(pair, values, dims), f"standard error of the mean over trajectories{more}"
+            scores[f"rmse_standard_error{end}"] = pair.as_score(error, label, units, causes)
+    return scores
+
+
+def _blocks(pair: Pair) -> str:
+    """The blocks of cycles in words."""
+    cycles = pair.labelled.observation.sizes[TIME]
+    if pair.left_out is None:
+        return batch_means.in_words(cycles)
+    if pair.left_out.chunks is None:
+        return batch_means.in_words(cycles - int(pair.left_out.sum()))
+    return f"blocks of the cycles that have a smoothed state, at most {cycles}, one trajectory"
+
+
+def _over_trajectories(pair: Pair, by_time: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
     """Standard error over trajectories."""
     by_run = pair.mean(by_time, [d for d in dims if d != TRAJECTORY])
     error: xr.DataArray = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
     return error
+
+
+def _over_blocks(pair: Pair, by_time: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
+    """Standard error over blocks of the cycles of a single trajectory."""
+    left_out = xr.DataArray(np.zeros(by_time.sizes[TIME], dtype=bool), dims=TIME)
+    if pair.left_out is not None:
+        left_out = pair.left_out
+    series = [one.drop_vars(TIME, errors="ignore") for one in (by_time, left_out)]
+    error: xr.DataArray = xr.apply_ufunc(
+        batch_means.series_error,
+        *(one if one.chunks is None else one.chunk({TIME: -1}) for one in series),  # a number for each time
+        input_core_dims=[[TIME], [TIME]],
+        dask="parallelized",
+        output_dtypes=[by_time.dtype],
+    )
+    return error.isel({TRAJECTORY: 0}, drop=True) if TRAJECTORY in dims else error
 
 
 def by_site(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:

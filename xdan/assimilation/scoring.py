@@ -64,7 +64,10 @@ def score(
     xarray.Dataset
         Scores in the state's units, or the units' square for a variance. With a truth:
 
-        - `rmse` of the analysis, `rmse_standard_error` if trajectories are averaged, and `forecast_rmse`;
+        - `rmse` of the analysis and `forecast_rmse`;
+        - `rmse_standard_error`, if trajectories are averaged. For a record of one trajectory it is from batch means in
+          time: the means of 8 to 10 consecutive blocks, of at least 50 cycles each. It is NaN if there are fewer than
+          400 cycles. The attribute `comment` names the blocks, or says why there are none;
         - `mean_absolute_error` of the analysis;
         - `crps`: the fair CRPS of the members if the run keeps them, else the CRPS of a Gaussian with the run's spread.
           These are two different scores: the coordinate `crps_of`, "members" or "Gaussian", says which it is.
@@ -113,7 +116,8 @@ def score(
     References
     ----------
     CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437; of members: Ferro (2014), doi:10.1002/qj.2270.
-    Diagnosed variances: Desroziers et al. (2005), doi:10.1256/qj.05.108.
+    Diagnosed variances: Desroziers et al. (2005), doi:10.1256/qj.05.108. Batch means: Flegal and Jones (2010),
+    doi:10.1214/09-AOS735; Vats and Flegal (2022), doi:10.1093/biomet/asab049.
 
     Examples
     --------
@@ -164,7 +168,7 @@ def _scored(
     values = {name: value.drop_vars(set(value.coords) & set(scores)) for name, value in made.items()}
     result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
     for name, one in scores.items():
-        result[name].attrs = {"long_name": one.long_name} | ({} if one.units is None else {"units": one.units})
+        result[name].attrs = one.attrs
     if FIELD in result.dims:
         result = result.assign_coords(pair.means.labels)
     if along == "site":

@@ -15,7 +15,7 @@ from ..records.schema import TIME, TRAJECTORY
 from ..records.wording import shares_words
 from .axes import COLOURS, HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, in_units, placed, position
 from .libraries import holoviews
-from .state_panels import read_with_truth
+from .state_panels import read_states
 
 
 @shares_words
@@ -60,7 +60,7 @@ def one_analysis(
     """
     hv = holoviews()
 
-    labelled = read_with_truth(ds, words, "a picture of the error")
+    labelled = read_states(ds, words, "a picture of the error")
     assert labelled.truth is not None
     (part, *others), truth = parts_of(labelled.setup.dynamics), labelled.truth
     if others or len(part.dims) != 1:

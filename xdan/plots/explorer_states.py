@@ -22,7 +22,7 @@ from .state_panels import (
     component_panels,
     field_pairs,
     map_panel,
-    read_with_truth,
+    read_states,
     space_and_time,
 )
 
@@ -54,7 +54,7 @@ class StatesPage:
     title = "States"
 
     def __init__(self, ds: xr.Dataset, runs: Mapping[str, xr.Dataset], words: RecordWords) -> None:
-        self._labelled = read_with_truth(ds, words, "the explorer")
+        self._labelled = read_states(ds, words, "the explorer")
         self._runs = runs
         for name, run in runs.items():
             # A wrong run is refused here, not at the first view.

@@ -30,6 +30,7 @@ from .axes import (
     text,
 )
 from .libraries import holoviews, panel
+from .state_panels import WITHOUT_TRUTH
 
 # The shaded band, in the words of the title.
 _BANDS = {"error": " and its standard error", "quantiles": " and 10 % to 90 % of them", "none": ""}
@@ -91,7 +92,7 @@ def rmse_in_time(
     heights = {name: real(f"levels[{name!r}]", level, above=0.0) for name, level in (levels or {}).items()}
     cut, log = {TIME: cycles_of(cycles, slice(None))}, switch("log", log)
     runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
-    labelled = read(dataset("ds", ds), needs_truth="a picture of the error", **words)
+    labelled = read(dataset("ds", ds), needs_truth="a picture of the error", instead=WITHOUT_TRUTH, **words)
     xlabel = axis_label(labelled.observation[TIME])
     panels: dict[str, list[Any]] = {}
     errors: dict[str, list[Any]] = {}

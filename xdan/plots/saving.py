@@ -16,6 +16,7 @@ from .libraries import holoviews
 
 _FORMATS = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # without the day: the same bytes again
 _INCH = 2.54  # cm
+_NARROWEST, _WIDEST = 3.0, 200.0  # bounds of a figure's width, in cm: below, labels leave no room; above is a poster
 _LINE = 1.2  # points
 _MOST_PLAIN = 4  # most powers of ten that are written as 0.01; otherwise as 10^-2
 _POINTS_A_PIXEL = 0.4  # points for each pixel of a mark, as a page is narrower than a screen
@@ -46,7 +47,7 @@ def save_figure(path: str | Path, figure: Any, *, width: float = 17.0, dpi: int 
     figure : holoviews.Layout, holoviews.Overlay or element
         A figure that a function of xdan or hvPlot returned.
     width : float
-        Width of the figure on the page, in centimetres. The height follows from the figure's shape.
+        Width of the figure on the page, in centimetres, from 3 to 200. The height follows from the figure's shape.
     dpi : int
         Dots per inch of a PNG, and of maps inside SVG and PDF.
     font_size : float
@@ -83,7 +84,12 @@ def save_figure(path: str | Path, figure: Any, *, width: float = 17.0, dpi: int 
         raise ValueError(f"{path.name} ends with {path.suffix!r}: expected one of {list(_FORMATS)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in: expected one, make it first")
-    width, font_size = real("width", width, above=0.0), real("font_size", font_size, above=0.0)
+    width, font_size = real("width", width), real("font_size", font_size, above=0.0)
+    if not _NARROWEST <= width <= _WIDEST:
+        raise ValueError(
+            f"width={width:g}: expected centimetres from {_NARROWEST:g} to {_WIDEST:g}, such as 8.5 for one column of "
+            "a page and 17 for two"
+        )
     dpi = integer("dpi", dpi, least=1)
     rows = _rows(figure)
     panels = [[_Panel(one) for one in row] for row in rows]

@@ -16,22 +16,28 @@ from ..records.schema import TIME, TRAJECTORY
 from .axes import axis_label, dataset, in_units, placed
 from .libraries import holoviews
 
+WITHOUT_TRUTH = (  # in words for a message
+    "draw the analysis with xdan.hovmoller, xdan.field_maps or xdan.component_curves, and the scores of forecasts "
+    'against="observations" with xdan.lead_time_curves'
+)
 MOST_LINES = 12  # most components that are drawn
 _ERROR_SHARE = 0.995  # share of the errors that lie within the colour scale
 
 
 @dataclass(frozen=True)
 class FieldPair:
-    """Truth and analysis of one field along a trajectory; lazy if record and run are lazy.
+    """Truth and analysis, or analysis alone, of one field along a trajectory; lazy if record and run are lazy.
 
     Attributes
     ----------
     part : Part
-    truth, analysis : xarray.DataArray, dims (time, *dims of the field)
+    analysis : xarray.DataArray, dims (time, *dims of the field)
+    truth : xarray.DataArray or None, dims (time, *dims of the field)
+        None if the record has no truth.
     """
 
     part: Part
-    truth: xr.DataArray
+    truth: xr.DataArray | None
     analysis: xr.DataArray
 
     @property
@@ -43,7 +49,9 @@ class FieldPair:
         return "lines" if geometry is not None and geometry.drawn_as == "lines" else "hovmoller"
 
     def at(self, times: slice) -> xr.Dataset:
-        """Load truth, analysis and error at some cycles, with the truth's labels."""
+        """Load truth, analysis and error at some cycles, with the truth's labels; without a truth the analysis."""
+        if self.truth is None:
+            return xr.Dataset({"analysis": self.analysis.isel({TIME: times}).load()})
         truth = self.truth.isel({TIME: times}).load()
         analysis = self.analysis.isel({TIME: times}).load().assign_coords(truth.coords)
         return xr.Dataset({"truth": truth, "analysis": analysis, "error": analysis - truth})
@@ -54,17 +62,17 @@ class FieldPair:
         return f"{label}{of_method}" if self.part.field is None else f"{self.part.field.title}: {label}{of_method}"
 
 
-def read_with_truth(ds: xr.Dataset, words: RecordWords, purpose: str) -> LabelledRecord:
-    """Read a record with a truth whose fields have one or two dims.
+def read_states(ds: xr.Dataset, words: RecordWords, purpose: str | None = None) -> LabelledRecord:
+    """Read a record whose fields have one or two dims.
 
-    `purpose` says what needs the truth, as the subject of an error's sentence.
+    `purpose` says what needs the truth, as the subject of an error's sentence; None if the truth may be missing.
 
     Raises
     ------
     TypeError, ValueError
-        If the record cannot be read, has no truth, or a field has more than two dims.
+        If the record cannot be read, lacks a truth that is needed, or a field has more than two dims.
     """
-    labelled = read(dataset("ds", ds), needs_truth=purpose, **words)
+    labelled = read(dataset("ds", ds), needs_truth=purpose, instead=WITHOUT_TRUTH, **words)
     for part in parts_of(labelled.setup.dynamics):
         if not 1 <= len(part.dims) <= 2:
             raise ValueError(f"{part.label} has dims {part.dims}: expected one or two, as pictures have")
@@ -72,39 +80,47 @@ def read_with_truth(ds: xr.Dataset, words: RecordWords, purpose: str) -> Labelle
 
 
 def field_pairs(labelled: LabelledRecord, run: xr.Dataset, row: int, what: str = "run") -> list[FieldPair]:
-    """The fields of a truth and of a run, along one trajectory; no data are read.
+    """The fields of a truth, if there is one, and of a run, along one trajectory; no data are read.
 
     Raises
     ------
     ValueError
         If the run was made on another record.
     """
-    assert labelled.truth is not None
     model = labelled.setup.dynamics
     cut = {TRAJECTORY: row}
-    truth = split(labelled.truth.isel(cut, drop=True), model, "truth")
+    truth = None if labelled.truth is None else split(labelled.truth.isel(cut, drop=True), model, "truth")
     analysis = split(read_run(labelled, run, ("analysis",), what)["analysis"].isel(cut, drop=True), model, "analysis")
     pairs = []
     for part in parts_of(model):
-        x = truth[part.name("truth")]
-        missing = {dim: labels for dim, labels in coordinates_of(part).items() if dim not in x.coords}
-        x = x.assign_coords(missing)
+        x_a = analysis[part.name("analysis")]
+        if truth is None:
+            labelled_by = x_a.assign_coords({TIME: labelled.observation[TIME]})
+        else:
+            labelled_by = truth[part.name("truth")]
+        missing = {dim: labels for dim, labels in coordinates_of(part).items() if dim not in labelled_by.coords}
+        labelled_by = labelled_by.assign_coords(missing)
         for dim in part.dims:  # labels without attributes get those of the geometry
-            x[dim].attrs = {**part.coordinates[dim].attributes, **x[dim].attrs}
-        pairs.append(FieldPair(part, x, analysis[part.name("analysis")]))
+            labelled_by[dim].attrs = {**part.coordinates[dim].attributes, **labelled_by[dim].attrs}
+        pairs.append(FieldPair(part, None, labelled_by) if truth is None else FieldPair(part, labelled_by, x_a))
     return pairs
 
 
 def colours_of(*values: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Colours of each kind of panel. All Datasets, which have one truth, share a scale.
 
+    Without a truth there is the panel of the analysis alone, and its values make the scale.
+
     The scale is symmetric about zero. If all values of the truth have one sign, it goes from the least to the largest.
     """
-    truth = values[0]["truth"].values
-    finite = truth[np.isfinite(truth)]
-    state = _about_zero([values[0]["truth"]], 1.0)
+    shown = "truth" if "truth" in values[0] else "analysis"
+    numbers = values[0][shown].values
+    finite = numbers[np.isfinite(numbers)]
+    state = _about_zero([values[0][shown]], 1.0)
     if finite.size and np.ptp(finite) > 0 and (finite.min() > 0 or finite.max() < 0):
         state = {"cmap": "viridis", "clim": (float(finite.min()), float(finite.max()))}
+    if shown == "analysis":
+        return {"analysis": state}
     return {"truth": state, "analysis": state, "error": _about_zero([one["error"] for one in values], _ERROR_SHARE)}
 
 
@@ -177,7 +193,7 @@ def map_panel(
 def component_panels(
     pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[str, str], *, title: str = "", **options: Any
 ) -> list[Any]:
-    """Draw lines of the truth and of analyses: a panel for each component, or for 12 of them if there are more.
+    """Draw lines of analyses, and of the truth if there is one: a panel for each component, at most 12.
 
     Parameters
     ----------
@@ -201,7 +217,7 @@ def component_panels(
     for k in shown:
         name = f"{labels[k]:g}" if isinstance(labels[k], float) else str(labels[k])
         name = f"{'' if pair.part.field is None else f'{pair.part.field.title} '}{name}"
-        drawn = [("truth", first["truth"], "#000000", "solid")]
+        drawn = [("truth", first["truth"], "#000000", "solid")] if "truth" in first else []
         drawn += [(label, one["analysis"], colours[label], "dashed") for label, one in values.items()]
         # Panels share an axis if they share the name of a dimension: here only the axis of time.
         lines = [

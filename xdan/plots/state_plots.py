@@ -19,7 +19,7 @@ from .state_panels import (
     component_panels,
     field_pairs,
     map_panel,
-    read_with_truth,
+    read_states,
     space_and_time,
 )
 
@@ -43,7 +43,7 @@ def hovmoller(
     Parameters
     ----------
     ds, run : xarray.Dataset
-        A twin, and a run on it.
+        A record, and a run on it. Without a truth the analysis is drawn alone.
     trajectory : int
         Position along `trajectory`.
     cycles : slice, optional
@@ -55,12 +55,13 @@ def hovmoller(
     Returns
     -------
     holoviews.Layout
-        Three panels for each field. The panels share their axes; truth and analysis share a colour scale.
+        Three panels for each field, or one without a truth. The panels share their axes; truth and analysis share a
+        colour scale.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, the run was made on another record, or no field has one dim.
+        If an argument is wrong, the run was made on another record, or no field has one dim.
 
     Examples
     --------
@@ -89,7 +90,7 @@ def field_maps(
     Parameters
     ----------
     ds, run : xarray.Dataset
-        A twin, and a run on it.
+        A record, and a run on it. Without a truth the analysis is drawn alone.
     trajectory, cycle : int
         Positions along `trajectory` and `time`; by default the last cycle.
     title : str
@@ -104,7 +105,7 @@ def field_maps(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, the run was made on another record, or no field has two dims.
+        If an argument is wrong, the run was made on another record, or no field has two dims.
 
     Examples
     --------
@@ -136,7 +137,7 @@ def component_curves(
     Parameters
     ----------
     ds, run : xarray.Dataset
-        A twin, and a run on it.
+        A record, and a run on it. Without a truth the analysis is drawn alone.
     trajectory : int
         Position along `trajectory`.
     cycles : slice, optional
@@ -153,7 +154,7 @@ def component_curves(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is no truth, the run was made on another record, or no field has one dim.
+        If an argument is wrong, the run was made on another record, or no field has one dim.
 
     Examples
     --------
@@ -180,22 +181,22 @@ def _picture(
     words: RecordWords,
 ) -> Any:
     title, times = text("title", title), cycles_of(cycles, slice(-200, None))
-    labelled = read_with_truth(ds, words, "a picture of the error")
-    assert labelled.truth is not None
-    row = position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])
+    labelled = read_states(ds, words)
+    sizes = labelled.observation.sizes
+    row = position("trajectory", trajectory, sizes[TRAJECTORY])
     pairs = field_pairs(labelled, run, row)
     fitting = [pair for pair in pairs if len(pair.part.dims) == dims]
     # If some fields are usually drawn in this way, other fields with as many dims are left to another picture.
     drawn = [pair for pair in fitting if KINDS[pair.kind] is draw] or fitting
     if not drawn:
         raise ValueError(f"the state has dims {pairs[0].part.dims}: {shows}, expected {dims}; see xdan.explore")
-    if not labelled.truth[0, times].size:
-        raise ValueError(f"cycles={cycles}: expected some of the {labelled.truth.sizes[TIME]} cycles")
+    if not len(range(sizes[TIME])[times]):
+        raise ValueError(f"cycles={cycles}: expected some of the {sizes[TIME]} cycles")
     return draw(drawn, times, title)
 
 
 def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
-    """Three rows, and a column for each field."""
+    """Truth, analysis and error below each other, and a column for each field."""
     hv = holoviews()
 
     columns = []
@@ -209,13 +210,13 @@ def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
                 for label, colours in colours_of(values).items()
             ]
         )
-    layout = hv.Layout([column[k] for k in range(3) for column in columns]).cols(len(columns))
+    layout = hv.Layout([column[k] for k in range(len(columns[0])) for column in columns]).cols(len(columns))
     # Fields of different grids have separate axes.
     return layout if len(columns) == 1 else layout.opts(shared_axes=False)
 
 
 def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
-    """Three columns, and a row for each field."""
+    """Truth, analysis and error side by side, and a row for each field."""
     hv = holoviews()
 
     panels = []
@@ -224,7 +225,7 @@ def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
         for label, colours in colours_of(values).items():
             heading = pair.heading(label, title)
             panels.append(map_panel(pair, values, label, title=heading, most=(_SIDE, _SIDE), **colours))
-    return hv.Layout(panels).cols(3).opts(shared_axes=False)
+    return hv.Layout(panels).cols(len(panels) // len(pairs)).opts(shared_axes=False)
 
 
 def _curves(pairs: list[FieldPair], times: slice, title: str) -> Any:

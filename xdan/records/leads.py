@@ -6,6 +6,7 @@ import datetime
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ..core.checks import real, shown
@@ -19,14 +20,15 @@ _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # nanoseconds
 _DAY = np.timedelta64(1, "D")
 
 
-def steps_of(label: str, value: Any, model: Dynamics) -> int:
-    """Model steps in a length of time that the caller passes, in model time or as a time difference.
+def model_time(label: str, value: Any, model: Dynamics) -> float:
+    """A length of time that the caller passes, in model time.
 
     Parameters
     ----------
     label : str
         The argument's name.
-    value : float, numpy.timedelta64 or datetime.timedelta
+    value : float, numpy.timedelta64, datetime.timedelta or str
+        A number is in model time. Words have a unit, such as "5D" or "12 hours", as pandas.Timedelta takes them.
     model : Dynamics
 
     Raises
@@ -34,22 +36,55 @@ def steps_of(label: str, value: Any, model: Dynamics) -> int:
     TypeError
         If the value is of another type.
     ValueError
-        If the value is not positive or is no whole number of the model's steps; or if it is a time difference and the
-        model does not say how long a unit of its time lasts.
+        If the value is not positive; if words are no time difference with a unit; or if it is a time difference and
+        the model does not say how long a unit of its time lasts.
     """
-    if isinstance(value, (np.timedelta64, datetime.timedelta)):
-        if model.time_unit is None:
-            raise ValueError(
-                f"{label}={shown(value)}, and one unit of the time of {model.label!r} has no length: expected model "
-                f"time, a number such as {label}={10 * model.timestep:g}; or pass a dynamics with a time_unit"
-            )
-        amount = float(check_time_unit(value) / check_time_unit(model.time_unit))
-    else:
-        amount = real(label, value, above=0.0)
+    if not isinstance(value, (str, np.timedelta64, datetime.timedelta)):
+        try:
+            return real(label, value, above=0.0)
+        except TypeError as reason:
+            raise TypeError(
+                f"{reason}: a length of time is a number in model time, or a time difference such as "
+                "np.timedelta64(5, 'D') or '5D'"
+            ) from None
+    duration = _difference(label, value) if isinstance(value, str) else value
+    if model.time_unit is None:
+        raise ValueError(
+            f"{label}={shown(value)}, and one unit of the time of {model.label!r} has no length: expected model "
+            f"time, a number such as {label}={10 * model.timestep:g}; or pass a dynamics with a time_unit"
+        )
+    try:
+        return float(check_time_unit(duration) / check_time_unit(model.time_unit))
+    except ValueError:
+        raise ValueError(
+            f"{label}={shown(value)}: expected a positive time of fixed length, such as '5D' or np.timedelta64(5, 'D')"
+        ) from None
+
+
+def steps_of(label: str, value: Any, model: Dynamics) -> int:
+    """Model steps in a length of time that the caller passes, as `model_time` takes it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `model_time`; also if the value is no whole number of the model's steps.
+    """
+    amount = model_time(label, value, model)
     try:
         return model.steps_in(amount)
     except ValueError as reason:
         raise ValueError(f"{label}={shown(value)}: {reason}") from None
+
+
+def _difference(label: str, words: str) -> np.timedelta64:
+    """The time difference in words such as "5D"."""
+    expected = f"{label}={words!r}: expected a time difference with its unit, such as '5D', '12h' or '30min'"
+    if not any(letter.isalpha() for letter in words):  # pandas would read a number as nanoseconds
+        raise ValueError(f"{expected}; or a number in model time")
+    try:
+        return np.timedelta64(pd.Timedelta(words).asm8)
+    except ValueError as reason:
+        raise ValueError(f"{expected} ({reason})") from None
 
 
 def lead_coordinates(time: xr.DataArray, steps: Array, model: Dynamics) -> dict[str, Any]:

@@ -170,7 +170,9 @@ class _Variables:
     operator: Any
 
 
-def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_truth: str | None) -> _Variables:
+def _find_variables(
+    ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_truth: str | None, instead: str
+) -> _Variables:
     """Find the variable of every role, by the caller's words or in the Dataset."""
     listed = sorted(map(str, ds.data_vars))
     fields = "" if model.space.single else f", or one for each field, such as 'observation_{model.space.names[0]}'"
@@ -185,6 +187,7 @@ def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_t
         fields = fields.replace("observation", "truth")
         raise ValueError(
             f"{needs_truth} needs the truth: expected a variable 'truth'{fields}, found {listed}; name it with truth="
+            + (instead and f". Without a truth, {instead}")
         )
     operator = _find_values(ds, OPERATOR, model, words.get("operator"))
     error = words.get("observation_error")
@@ -216,7 +219,9 @@ def _find_values(ds: xr.Dataset, role: Role, model: Dynamics, word: Any) -> Any:
     return {name: find(ds, role, one) if isinstance(one, str) else one for name, one in word.items()}
 
 
-def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[RecordWords]) -> LabelledRecord:
+def read(
+    ds: xr.Dataset, *, needs_truth: str | None = None, instead: str = "", **words: Unpack[RecordWords]
+) -> LabelledRecord:
     """Understand a Dataset. Its coordinates and attributes are read, but none of its data.
 
     With climatology="record", some states of the truth are read, too.
@@ -226,6 +231,8 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     ds : xarray.Dataset
     needs_truth : str, optional
         What needs the truth, in words for the message. By default the truth may be missing.
+    instead : str
+        What works without a truth, as an imperative for the message; "" if nothing does.
     **words
         The words of `RecordWords`.
 
@@ -249,7 +256,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
         )
     check_contents(ds)
     model = with_model_error(read_dynamics(ds, words.get("dynamics")), ds, words.get("model_error"))
-    variables = _find_variables(ds, model, words, needs_truth)
+    variables = _find_variables(ds, model, words, needs_truth, instead)
     for one in each(variables.observation):
         check_whole(ds, one, may_be_empty=True)
     for one in each(variables.truth):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,11 @@ from ..core.methods import Record
 from .schema import Array
 
 RATIO = "innovation_ratio"
+_INSIDE = (str(Path(__file__).parents[1]) + os.sep, contextlib.__file__)  # files that are no line of the user
+_LOOK_AT = (
+    "With data of another program, look first at the dynamics' time_unit, the units of the observations and of R, and "
+    "the order of the sites"
+)
 _FORGOTTEN = 50  # number of cycles after which a method should have forgotten its start
 _FEWEST = 20  # least number of observed cycles that a mean is taken over
 _MEDIAN = 0.4549  # median of the square of a standard normal number
@@ -130,7 +138,7 @@ class Watch:
             texts.append(
                 f"{int(astray.sum())} of {len(mean)} trajectories have lost the truth ({first_labels}): their "
                 f"innovations have {float(mean[astray].mean()):.3g} times the variance that {self.comparison}. "
-                f"{self.remedy}"
+                f"{self.remedy}. {_LOOK_AT}"
             )
         return texts
 
@@ -161,18 +169,25 @@ def far_from_truth(record: Record) -> str:
         return ""
     return (
         f"the observations are far from the truth: their median square difference is {ratio:.3g} times what R expects. "
-        "Look at the units of both, at the observation error, and at which variables play these roles"
+        "Look at the units of both, at the observation error, at the order of their sites, and at which variables play "
+        "these roles"
     )
 
 
-def warn_of(texts: Iterable[str], stacklevel: int = 3) -> None:
-    """Warn with each text that is not empty. A worker of a cluster warns its clients, too."""
+def warn_of(texts: Iterable[str]) -> None:
+    """Warn with each text that is not empty, at the user's line. A worker of a cluster warns its clients, too."""
     cluster = sys.modules.get("distributed")
     for text in filter(None, texts):
-        if cluster is None:
-            warnings.warn(text, XdanWarning, stacklevel=stacklevel)
-        else:
-            cluster.worker.warn(text, XdanWarning, stacklevel=stacklevel)
+        tell = warnings.warn if cluster is None else cluster.worker.warn
+        tell(text, XdanWarning, stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """The `stacklevel`, for the caller of this function, of the first line outside of xdan and of contextlib."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def attribute(texts: Sequence[str]) -> dict[str, Any]:

@@ -44,8 +44,9 @@ dim : str or sequence of str
 burn_in : int
     Number of cycles to leave out at the beginning.""",
     "restart_after": """\
-restart_after : float, optional
-    A time, in model time. After a longer time without an observation, a trajectory starts anew from the climatology
+restart_after : float, timedelta or str, optional
+    A time, in model time. With the dynamics' `time_unit` it may be a time difference, or words such as "3D". After a
+    longer time without an observation, a trajectory starts anew from the climatology
     at the next observation. By default this never happens. The run holds the flag `restarted`, and its attributes hold
     the time. 4D-Var and smoothers fit several times together: they start anew after each longer interval of the
     record.""",

@@ -18,7 +18,7 @@ from ..records.schema import Array
 SCHEME, SEED = "scheme", "seed"
 SCORES = {
     "rmse": "analysis RMSE",
-    "rmse_standard_error": "standard error of the RMSE over trajectories",
+    "rmse_standard_error": "standard error of the RMSE over trajectories, or over blocks of one trajectory",
     "forecast_rmse": "forecast RMSE",
     "spread": "standard deviation of the analysis",
     "mean_absolute_error": "mean absolute error of the analysis",
