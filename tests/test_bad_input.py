@@ -83,6 +83,11 @@ RECORDS = {
         lambda ds: ds.drop_vars("observation"),
         r"expected a variable 'observation', found \['observation_error', 'truth'\]; name it with observation=",
     ),
+    "no state dim, and no name": (lambda ds: ds.rename({"x": "a site"}), r"as in ds.rename\(\{'a site': 'x'\}\)"),
+    "a single site": (
+        lambda ds: ds.isel(x=0),
+        r"rename the record's dims. If a single place is selected, keep its dim",
+    ),
     "no error": (
         lambda ds: ds.drop_vars("observation_error"),
         r"no observation error: expected .* or pass observation_error=",
@@ -91,7 +96,8 @@ RECORDS = {
     "no times": (lambda ds: ds.drop_vars("time"), r"'time' has no coordinate: expected analysis times"),
     "no state dim": (
         lambda ds: ds.rename(x="site"),
-        r"dims \('trajectory', 'time', 'site'\), without \['x'\]: .* rename the record's dims",
+        r"dims \('trajectory', 'time', 'site'\), without \['x'\]: .* rename the record's dims, as in "
+        r"ds.rename\(site='x'\)",
     ),
     "a dim too many": (
         lambda ds: ds.expand_dims(level=2),
@@ -212,7 +218,7 @@ BAD_RECORDS = {
     "truth= is not there": (lambda a: train(a, truth="nature"), r"no variable 'nature' for truth=: expected one of"),
     "no truth to train on": (
         lambda a: train(a, a.single.drop_vars("truth")),
-        r"supervised objective 'rmse' .'forecast' does without. needs the truth: .* found \['observation', "
+        r"^pass truth=, .*or objective='forecast'.* objective 'rmse' needs the truth: .* found \['observation', "
         r"'observation_error'\]; .* truth=",
     ),
     "truth not finite": (
@@ -354,6 +360,10 @@ BAD_TRAINING = {
     "a twin experiment's parameter": (
         lambda a: train(a, interval=0.1),
         r"unexpected keyword argument 'interval': expected .*'dynamics', .*of xdan.TwinExperiment",
+    ),
+    "another word of time": (
+        lambda a: train(a, seconds=40),
+        r"argument 'seconds': expected its parameters, \['network', .*'minutes', .*; minutes= is the length in time",
     ),
     "an optimiser's parameter": (
         lambda a: train(a, clip=1.0),
@@ -564,6 +574,7 @@ OTHER_TYPES = {
     "twin: half a cycle": TypeError,
     "training: half a step": TypeError,
     "training: a twin experiment's parameter": TypeError,
+    "training: another word of time": TypeError,
     "training: an optimiser's parameter": TypeError,
     "cycling: a path for a network": TypeError,
     "cycling: a folder of other things": FileExistsError,
@@ -698,7 +709,7 @@ def test_settings_of_another_type(a, changes, error, message):
         train(a, **changes)
 
 
-@pytest.mark.parametrize("network", [None, 3, torch.nn.Linear(1, 1)])
+@pytest.mark.parametrize("network", [None, 3, torch.ones(1)])
 def test_networks_of_another_type(a, network):
     with pytest.raises(TypeError, match=r"network=.*: expected a registered name, an architecture such as"):
         xdan.train(a.twin, network, steps=1, progress=False)

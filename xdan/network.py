@@ -358,9 +358,14 @@ class Network:
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self._short_parameters().items())
         score = self.description.get("training", {}).get("validation_rmse")
-        validation = "" if score is None else f", validation RMSE {score:.3f}"
+        validation = "" if score is None else f", {self._score_name} {score:.3f}"
         weights = sum(value.size for value in self.arrays.values())
         return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{validation}>"
+
+    @property
+    def _score_name(self) -> str:
+        """Name of the score of the training's validations; a training without the truth compares innovations."""
+        return str(self.description["training"].get("validation_score", "validation RMSE"))
 
     def _short_parameters(self) -> dict[str, Any]:
         """Parameters of the architecture; only names for fields and for the networks of a committee."""
@@ -379,7 +384,7 @@ class Network:
         rows += [("state's dims", ", ".join(self.description.get("state_dims", ())))]
         rows += [(f"training: {name}", training[name]) for name in told if training.get(name) is not None]
         if (score := training.get("validation_rmse")) is not None:
-            rows.append(("training: validation RMSE", f"{score:.3f}"))
+            rows.append((f"training: {self._score_name}", f"{score:.3f}"))
         return html_table(f"xdan.Network {self.description['name']}", rows)
 
 

@@ -223,6 +223,29 @@ def test_without_trajectories(twin, net, run, chunked):
     np.testing.assert_allclose(found.analysis, run.analysis[2], **CLOSE)
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_without_trajectories_a_store_is_opened_as_the_run_in_memory(twin, net, drop, tmp_path):
+    bare, place = twin.isel(trajectory=2, drop=drop), tmp_path / "run.zarr"
+    stored = xdan.cycle(bare, net, store=place, progress=False)
+    xr.testing.assert_allclose(stored.load(), xdan.cycle(bare, net))
+    assert ("trajectory" in stored.coords) != drop
+    scores = xdan.score(bare, stored), xdan.score(bare, xr.open_zarr(place))
+    assert float(scores[0].rmse) == float(scores[1].rmse)
+    chunk = next(path for path in sorted((place / "analysis" / "c").rglob("*")) if path.is_file())
+    chunk.unlink()
+    reopened = xr.open_zarr(place).isel(trajectory=0, drop=drop)
+    with pytest.raises(ValueError, match=r"'analysis' has 0 of 1 chunks"):
+        xdan.score(bare, reopened)
+
+
+def test_labels_of_strings_bring_no_warning(twin, net, tmp_path):
+    named = twin.assign_coords(station=("x", [f"station {k}" for k in range(twin.sizes["x"])]))
+    stored = xdan.cycle(named, net, store=tmp_path / "run.zarr", progress=False)  # a warning is an error here
+    assert stored.station.values.tolist() == named.station.values.tolist()
+    ahead = named.dan.forecast(stored, lead=0.1, store=tmp_path / "forecasts.zarr", progress=False)
+    assert ahead.station.values.tolist() == named.station.values.tolist()
+
+
 def test_truth_is_not_needed(twin, net, run):
     for method in ("enkf-n", "3d-var"):
         xr.testing.assert_identical(xdan.baseline(twin.drop_vars("truth"), method), xdan.baseline(twin, method))

@@ -296,7 +296,7 @@ def test_a_record_of_one_run_without_the_dim(twin, run, tmp_path):
     assert scores.rmse.dims == ("lead",)
     words = {"lead": 0.1, "store": tmp_path / "f.zarr", "progress": False}
     stored = one.dan.forecast(run.isel(trajectory=2, drop=True), **words)
-    np.testing.assert_array_equal(stored.forecast.squeeze("trajectory"), expected)
+    np.testing.assert_array_equal(stored.forecast, expected)
     xr.testing.assert_equal(one.dan.score_forecasts(stored.isel(time=slice(0, 20))).compute().rmse, scores.rmse)
 
 

@@ -39,6 +39,10 @@ def test_training_history(net):
     (plot,) = panels(xdan.training_history(net.history))
     assert axes(plot) == ("training time (minutes)", "analysis RMSE")
     assert len(plot.legend[0].items) == 2
+    blind = net.history.copy()
+    blind["validation_rmse"] = blind.validation_rmse.assign_attrs(long_name="validation RMS innovation")
+    (plot,) = panels(xdan.training_history(blind))
+    assert axes(plot)[1] == "RMS innovation"
     (both,) = panels(xdan.training_history({"a": net.history, "b": net.history}))
     labels = {"a, validation", "a, training", "b, validation", "b, training"}
     assert {item.label["value"] for item in both.legend[0].items} == labels

@@ -430,6 +430,12 @@ def test_endless_twins_train_on_observations_only(model, architecture, quick):
     other = xdan.train(model, architecture, **quick, trajectories=4)
     assert not same(net, other)
     assert 0.5 < float(net.history.validation_rmse[-1]) < 6
+    assert ", validation RMS innovation " in repr(net)
+    assert "training: validation RMS innovation" in net._repr_html_()
+    assert net.history.validation_rmse.long_name == "validation RMS innovation"
+    assert net.history.rmse.long_name.startswith("training RMS innovation")
+    assert ", validation RMSE " in repr(other)
+    assert other.history.validation_rmse.long_name == "validation analysis RMSE"
 
 
 def test_members_are_trained_by_their_scores(wide, quick):
@@ -440,7 +446,7 @@ def test_members_are_trained_by_their_scores(wide, quick):
 
 
 def test_a_supervised_objective_without_truth_names_the_one_that_fits(wide, architecture, quick):
-    with pytest.raises(ValueError, match=r"objective 'rmse' \('forecast' does without\) needs the truth"):
+    with pytest.raises(ValueError, match=r"^pass truth=.* The objective 'rmse' needs the truth"):
         xdan.train(wide.drop_vars("truth"), architecture, **quick)
 
 

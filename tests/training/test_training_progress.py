@@ -235,6 +235,41 @@ def test_minutes_left_are_those_of_the_budget(single, architecture, quick, monke
     assert bar.n == 300.0
 
 
+def test_the_clock_starts_with_the_first_step(single, net, quick, monkeypatch):
+    now, bars, shown, make = [0.0], [], [], loop.bar_of
+    validate, step = Trainer.validate, Trainer.step
+    settings = {name: value for name, value in quick.items() if name != "steps"}
+
+    def slowly(self, *rest):
+        shown.append(bars[-1].postfix)
+        now[0] += 1000.0  # longer than the budget
+        return validate(self, *rest)
+
+    def one_second(self, *rest):
+        now[0] += 1.0
+        return step(self, *rest)
+
+    monkeypatch.setattr(loop, "bar_of", lambda *rest, **words: bars.append(make(*rest, **words)) or bars[-1])
+    monkeypatch.setattr(loop.clock, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Trainer, "validate", slowly)
+    monkeypatch.setattr(Trainer, "step", one_second)
+    on = xdan.train(single, net, **settings, minutes=0.05)
+    assert on.history.step.values.tolist() == [0, 3]
+    assert on.history.seconds.values.tolist() == [0.0, 3.0]
+    assert shown[0] == "validating"
+    assert bars[0].postfix.startswith("validation RMSE ")
+
+
+def test_a_training_without_a_step_says_so(single, net, quick, monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(loop.clock, "perf_counter", lambda: float(next(ticks)))
+    settings = {name: value for name, value in quick.items() if name != "steps"}
+    with pytest.warns(xdan.XdanWarning, match=r"^no step was made in 1e-05 minutes: .* Train longer"):
+        on = xdan.train(single, net, **settings, minutes=1e-5)
+    assert all(np.array_equal(value, net.arrays[name]) for name, value in on.arrays.items())
+    xdan.train(single, net, **settings, minutes=1e-5, on_validation=lambda told: True)  # stopped on purpose: no warning
+
+
 def test_what_ctrl_c_left_travels(net):
     stop = pickle.loads(pickle.dumps(xdan.TrainingInterrupted("at step 3", net)))
     assert str(stop) == "at step 3"

@@ -317,7 +317,7 @@ class Run:
             self._fill(stream, ready, work)
             whole = xr.open_zarr(store, consolidated=False, chunks=None)
             stream.finish(attribute([*self.warned, *prepared.texts, *self._judge(whole, prepared)]))
-        opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
+        opened: xr.Dataset = self.labelled.with_its_dims(xr.open_zarr(store, consolidated=False))
         return opened
 
     def _bar(self, before: int, **options: Any) -> Bar:

@@ -293,7 +293,7 @@ class _Forecasts:
             self._fill(stream, progress, work)
             flags = xr.open_zarr(store, consolidated=False, chunks=None)["diverged"].to_numpy()
             stream.finish(attribute(self._judge(flags)))
-        opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
+        opened: xr.Dataset = self.labelled.with_its_dims(xr.open_zarr(store, consolidated=False))
         return opened
 
     @property

@@ -18,7 +18,7 @@ from ..records.checkpoint import Checkpoint
 from ..records.location import StoreLike, check_rewritable, exists, is_local, locate, replacing, writing
 from ..records.model_errors import says_perfect
 from ..records.record import RecordWords, read
-from ..records.store import check_apart, check_mode, check_writable, consolidate
+from ..records.store import check_apart, check_mode, check_writable, consolidate, write_labelled
 from ..records.values import check_observed
 from ..records.wording import shares_words
 from .error_estimation import Estimation
@@ -163,7 +163,7 @@ def estimate_errors(
         unfinished = _Unfinished(store)
         result = estimation.result(unfinished.checkpoint(estimation.identity(), mode))
         with replacing(store) as place:
-            result.to_zarr(place, mode="w", consolidated=False, zarr_format=3)
+            write_labelled(result, place, mode="w")
             consolidate(place)
         unfinished.remove()
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)

@@ -25,7 +25,7 @@ from ..records.location import StoreLike, check_rewritable, exists, locate, repl
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord
 from ..records.schema import ITERATION, Array, attributes, to_json
-from ..records.store import DAMAGE, MISSING, check_apart, check_writable, consolidate, digest, sealed
+from ..records.store import DAMAGE, MISSING, check_apart, check_writable, consolidate, digest, sealed, write_labelled
 from ..records.values import check_observed
 from ..records.watch import attribute, warn_of
 from .parameter_labels import (
@@ -151,7 +151,7 @@ def estimate_by_iterations(
             iteration.restore({name: array_to_tensor(v, device=device) for name, v in carried.items()}, history.done)
         _iterate(iteration, history, checkpoint, progress)
         with replacing(store) as place:
-            made().to_zarr(place, mode="w", consolidated=False, zarr_format=3)
+            write_labelled(made(), place, mode="w")
             consolidate(place)
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened

@@ -164,11 +164,12 @@ def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -
 
     mark = [hv.Scatter((curve[along].values, curve.values)).opts(color=color)] if curve.size == 1 else []
     size = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 60}
-    return [*mark, curve.hvplot.line(x=along, ylabel="analysis RMSE", color=color, **size, **options)]
+    options = {"ylabel": "analysis RMSE", **size, **options}
+    return [*mark, curve.hvplot.line(x=along, color=color, **options)]
 
 
 def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
-    """Draw validation and training RMSE against training time.
+    """Draw validation and training RMSE against training time; of a training without the truth the RMS innovation.
 
     Parameters
     ----------
@@ -199,6 +200,8 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
         if missing := {"seconds", "validation_rmse", "rmse"} - set(history.variables):
             raise ValueError(f"histories[{name!r}] lacks {sorted(missing)}: expected the history of a network")
     curves, errors = [], []
+    blind = ["innovation" in history["validation_rmse"].attrs.get("long_name", "") for history in named.values()]
+    words = ["analysis RMSE"] * (not all(blind)) + ["RMS innovation"] * any(blind)
     for (name, history), colour in zip(named.items(), cycle_colours(len(named)), strict=True):
         against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(step="minutes")
         for variable, label, dash in (
@@ -214,6 +217,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
                 line_dash=dash,
                 logy=True,
                 xlabel="training time (minutes)",
+                ylabel=" or ".join(words),
                 title="training",
             )
     return hv.Overlay(curves).opts(legend_position="right", yticks=log_ticks(np.concatenate(errors)))

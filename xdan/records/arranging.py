@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,12 +83,13 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
         variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})
     dims = tuple(expected)
     missing = [dim for dim in dims if dim not in variable.dims]
+    extra = [str(dim) for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
     if missing:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims}, without {missing}: expected the dynamics' state dims "
-            f"{part.dims}; rename the record's dims. If a single place is selected, keep its dim: {missing[0]}=[0]"
+            f"{part.dims}; rename the record's dims{_renaming(extra, missing)}. If a single place is selected, keep "
+            f"its dim: {missing[0]}=[0]"
         )
-    extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
     if extra:
         raise ValueError(
             f"{variable.name!r} has dims {extra} beyond those expected, (trajectory, time, {', '.join(dims)}); rename "
@@ -235,3 +236,13 @@ def _is(value: Any, number: float) -> bool:
         return bool((np.asarray(value, dtype=np.float64) == number).all())
     except (TypeError, ValueError):
         return False
+
+
+def _renaming(extra: Sequence[str], missing: Sequence[str]) -> str:
+    """The line that renames dims of a record to the dims that are missing, as the end of a sentence; or no text."""
+    pairs = dict(zip(extra, missing, strict=False))
+    if not pairs:
+        return ""
+    if all(name.isidentifier() for name in pairs):
+        return f", as in ds.rename({', '.join(f'{old}={new!r}' for old, new in pairs.items())})"
+    return f", as in ds.rename({pairs})"

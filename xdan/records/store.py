@@ -8,7 +8,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,7 +18,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.errors import GroupNotFoundError
+from zarr.errors import GroupNotFoundError, UnstableSpecificationWarning
 
 from ..core.checks import XdanWarning, shown
 from .location import StoreLike, exists, is_local
@@ -201,7 +202,8 @@ def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> _Chunks | None:
             return None
     except (zarr.errors.ContainsGroupError, *DAMAGE):
         return None
-    if not isinstance(array, zarr.Array) or sorted(array.shape) != sorted(shape):
+    # A run of a record without the dim `trajectory` has one trajectory in its store.
+    if not isinstance(array, zarr.Array) or _long(array.shape) != _long(shape):
         return None
     try:
         sizes = array.shards or array.chunks
@@ -212,6 +214,11 @@ def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> _Chunks | None:
     files = (f"{folder}/{name}/{array.metadata.encode_chunk_key(place)}" for place in itertools.product(*grid))
     checksum = any(isinstance(codec, Crc32cCodec) for codec in array.compressors)
     return _Chunks(sum(map(os.path.isfile, files)), math.prod(map(len, grid)), checksum)
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    """The sizes other than 1 in increasing order."""
+    return sorted(size for size in shape if size != 1)
 
 
 def digest(*values: Any) -> str:
@@ -249,16 +256,41 @@ def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], descr
             array[...] = value
 
 
+def write_labelled(data: xr.Dataset, store: StoreLike, **options: Any) -> None:
+    """Write a Dataset into a store, in Zarr's format 3 and without consolidated metadata.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+    store : path or Zarr store
+    **options
+        Further arguments of `Dataset.to_zarr`.
+    """
+    with _quiet():
+        data.to_zarr(store, consolidated=False, zarr_format=3, **options)
+
+
 def consolidate(store: StoreLike) -> None:
     """Copy the labels of a store's arrays into its root, so that `xr.open_zarr(store)` reads it without a warning.
 
     For stores that are finished: what is added later is not seen through the copy.
     """
     if getattr(store, "supports_consolidated_metadata", True):
-        with warnings.catch_warnings():
-            # Zarr says that other libraries may not know the copy: they read the arrays' own labels.
-            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
+        with _quiet():
             zarr.consolidate_metadata(store)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide two warnings of Zarr, of the copy of the labels and of labels that are strings.
+
+    Zarr says that other libraries may not know them. Without the copy they read the arrays' own labels. xarray reads
+    the strings.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)
+        yield
 
 
 def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

@@ -17,7 +17,7 @@ from ..core.formats import data_format
 from .blocks import Carry, Plan
 from .location import StoreLike, exists, is_local, replacing
 from .schema import Array
-from .store import STATUS, check_writable, consolidate, read_arrays, write_arrays
+from .store import STATUS, check_writable, consolidate, read_arrays, write_arrays, write_labelled
 
 _RESUME = "xdan_resume"
 
@@ -92,7 +92,7 @@ class Stream:
         """Write the template, and that no block is done."""
         marked = template.assign_attrs({STATUS: "unfinished"})
         empty = "w" if exists(place) else "w-"
-        marked.to_zarr(place, mode=empty, compute=False, consolidated=False, zarr_format=3)  # type: ignore[call-overload]
+        write_labelled(marked, place, mode=empty, compute=False)
         resume = zarr.open_group(place, mode="r+").create_group(_RESUME)
         for name in ("done", "smoothed") if self.backward else ("done",):
             resume.create_array(name, shape=(self.plan.shape[0],), chunks=(1,), dtype="int64", fill_value=0)

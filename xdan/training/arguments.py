@@ -24,6 +24,7 @@ from ..records.location import StoreLike, check_rewritable, locate
 from ..records.record import RecordWords
 
 LENGTHS = ("steps", "epochs", "minutes")  # each sets the length of the training: at most one of them may be set
+_TIMES = frozenset(("seconds", "hours", "time", "duration"))  # words that may be meant for `minutes`
 _WORDS = RecordWords.__optional_keys__
 
 
@@ -120,7 +121,7 @@ class TrainingArguments:
 
     def _check_words(self) -> None:
         """Refuse unknown keywords as Python does, and say where keywords of early versions have gone."""
-        known = [entry.name for entry in fields(self)]
+        known = [entry.name for entry in fields(self) if entry.name not in ("source", "words")]
         homes = {}
         if isinstance(self.network, str) and self.network in known_networks():
             cls = known_networks()[self.network][0].__name__
@@ -132,9 +133,11 @@ class TrainingArguments:
         for word in self.words:
             if word not in _WORDS:
                 place = f"; {word}= is a parameter of {homes[word]}" if word in homes else ""
+                if word in _TIMES:
+                    place = "; minutes= is the length in time"
                 raise TypeError(
-                    f"train() got an unexpected keyword argument {word!r}: expected its parameters, or the words of a "
-                    f"record, {sorted(_WORDS)}{place or perhaps(word, [*known, *_WORDS])}"
+                    f"train() got an unexpected keyword argument {word!r}: expected its parameters, {known}, or the "
+                    f"words of a record, {sorted(_WORDS)}{place or perhaps(word, [*known, *_WORDS])}"
                 )
 
     def _check_kinds(self) -> None:

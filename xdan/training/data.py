@@ -55,6 +55,11 @@ class TrainingData:
     identity: Mapping[str, Any]
     setting: Mapping[str, Any]
 
+    @property
+    def score(self) -> str:
+        """Name of the number by which validations are compared. Without the truth it is the RMS of y - H x_f."""
+        return "validation RMS innovation" if self.validation.truth is None else "validation RMSE"
+
     def climate(self) -> torch.Tensor:
         """Some states of the dynamics' climate, shape (B, N); no states if the observing system has no operator."""
         like = self.validation.observation

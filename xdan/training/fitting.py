@@ -119,7 +119,8 @@ def train(
         The length of the training: one of the three, by default 6000 steps. The learning rate falls linearly to zero
         until then, unless `optimiser` has another schedule. An epoch is a pass over a record. For an endless twin it is
         a window of every trajectory, which is N_r / S_b steps. With `steps` or `epochs` a training is reproducible, on
-        one machine and with one number of processes. With `minutes` it depends on the speed of the machine.
+        one machine and with one number of processes. With `minutes` it depends on the speed of the machine. The minutes
+        begin with the first step: reading, and the validation of a trained network before it, do not count.
     patience : int, optional
         Number of validations in a row without a better one after which the training stops. Validations before a
         resumption count, and so does the validation before the first step of a trained network. While the learning
@@ -146,8 +147,8 @@ def train(
 
         If the function returns True, the training stops, and the best network until then is returned. If the function
         raises an error, the training ends: a checkpoint is saved first, and the attribute `network` of the error has
-        the best weights until then. The time of the function is a part of `minutes`. The function changes no number of
-        the training. A checkpoint goes on with another function too, or without one.
+        the best weights until then. After the first step, the time of the function is a part of `minutes`. The function
+        changes no number of the training. A checkpoint goes on with another function too, or without one.
     seed : int
         Key of the first weights, of the order of the trajectories and of an endless twin. A torch module begins with
         the weights that it has.
@@ -159,8 +160,8 @@ def train(
         Store in which the training is saved about every half minute, and when it ends. After a kill or Ctrl-C, the same
         call goes on from there. With `steps` or `epochs` it ends with the weights of a training without interruption.
     progress : bool or mapping
-        Whether to show a progress bar with validation RMSE and time left. A mapping holds arguments of tqdm. The logger
-        "xdan.training" logs every validation.
+        Whether to show a progress bar with validation RMSE and time left. Without the truth it shows the validation RMS
+        innovation. A mapping holds arguments of tqdm. The logger "xdan.training" logs every validation.
     {words}
 
         A twin experiment, or a dynamics, takes the word climatology alone. In a training the trajectories start from
@@ -169,8 +170,9 @@ def train(
     Returns
     -------
     Network
-        The trained network. Its `history` has, along `step`: loss, RMSE (without the truth, of the innovations),
-        validation RMSE, learning rate, restarted trajectories, returns to the best weights, and seconds. Its
+        The trained network. Its `history` has, along `step`: loss, RMSE, validation RMSE, rate, restarted trajectories,
+        returns to the best weights, and seconds. Without the truth both RMSE are those of the innovations y - H x_f.
+        The rate is the factor by which the schedule multiplies the learning rates of `optimiser`. The attribute
         `description["training"]` has the settings. If a trained network was trained further, the entry "before" has
         the settings of its earlier training.
 
@@ -189,9 +191,10 @@ def train(
     -----
     XdanWarning
         At Ctrl-C: the best network until then is returned, `checkpoint` is saved, and `description["training"]` has the
-        entry "interrupted". If no validation was finite; if a trained network is trained further in another setting;
-        if some trajectories have no observations; if a network draws random numbers in training, as dropout does; if
-        `optimiser` has a learning rate or weight decay of Muon, and Adam trains all weights of the network.
+        entry "interrupted". If no step was made, or no validation was finite; if a trained network is trained further
+        in another setting; if some trajectories have no observations; if a network draws random numbers in training, as
+        dropout does; if `optimiser` has a learning rate or weight decay of Muon, and Adam trains all weights of the
+        network.
 
     See Also
     --------
@@ -275,6 +278,12 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
             XdanWarning,
             stacklevel=4,
         )
+    if not trainer.step_count and loop.stopped_by is None:
+        warnings.warn(
+            f"no step was made in {budget}: the network has its first weights. Train longer",
+            XdanWarning,
+            stacklevel=4,
+        )
     training = {**identity, "data": {**data.identity, **data.setting}, **_outcome(planned, loop, seconds, device)}
     network = Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
     return network, _interruption_text(loop, seconds) if loop.interrupted else None
@@ -332,6 +341,8 @@ def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> 
         "processes": planned.processes,
         "torch": torch.__version__,
     }
+    if loop.data.validation.truth is None:
+        outcome["validation_score"] = loop.data.score
     if trainer.objective.cycles_network:
         outcome["validation_innovation"] = trainer.best_innovation
     if trainer.best_loss is not None:
@@ -384,6 +395,8 @@ def _kept(loop: Loop, module: AnalysisNetwork, data: TrainingData, identity: Map
     training = {**identity, "data": {**data.identity, **data.setting}, **told}
     if math.isfinite(loop.trainer.best_score):
         training["validation_rmse"] = loop.trainer.best_score
+        if data.validation.truth is None:
+            training["validation_score"] = data.score
     return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history() if loop.rows else None)
 
 
@@ -410,5 +423,5 @@ def _interruption_text(loop: Loop, seconds: float) -> str:
     more = "" if loop.checkpoint is None else "; the same call goes on from checkpoint="
     return (
         f"training was interrupted at step {trainer.step_count} {budget}: the best network until then is returned, "
-        f"validation RMSE {trainer.best_score:.4g}{more}"
+        f"{loop.data.score} {trainer.best_score:.4g}{more}"
     )

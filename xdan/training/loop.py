@@ -170,8 +170,11 @@ class Loop:
         """Take steps until the budget is spent or Ctrl-C is noted; return the seconds so far."""
         saved, looked_at = self.elapsed_before, -1
         if self.from_trained and not self.rows and not self.trainer.step_count:
-            self._validate(self._elapsed(), self.course.schedule(0.0))
+            bar.set_postfix_str("validating")
+            self._validate(0.0, self.course.schedule(0.0))
+            self._show(bar)
             self._tell()
+        self._start_clock()
         while True:
             elapsed = self._elapsed()
             rate = self._rate(elapsed)
@@ -196,17 +199,27 @@ class Loop:
                 saved = self._elapsed()
             with showing_bars(bars and not self.trainer.step_count):  # a teacher settles before the first window
                 window = self.data.windows.window(self.trainer.step_count)
+            self._start_clock()
             report = self.trainer.step(window, rate)
             self._losses.append((report.loss, report.rmse, report.restarts))
             if self.trainer.step_count % self.course.validate_every == 0:
                 self._validate(elapsed, rate)
-                bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}", refresh=False)
+                self._show(bar)
                 self._tell()
         if not self.rows or self.rows[-1].step != self.trainer.step_count:
             self._validate(elapsed, self.course.schedule(1.0))
             self._tell()
-        bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
+        self._show(bar, refresh=True)
         return elapsed
+
+    def _start_clock(self) -> None:
+        """Begin to count seconds with the first step: the preparation and the validation of the start do not count."""
+        if not self.trainer.step_count:
+            self._begin = clock.perf_counter()
+
+    def _show(self, bar: Any, refresh: bool = False) -> None:
+        """Show the best validation in the bar."""
+        bar.set_postfix_str(f"{self.data.score} {self.trainer.best_score:.4f}", refresh=refresh)
 
     def _elapsed(self) -> float:
         """Seconds of training until now."""
@@ -240,8 +253,9 @@ class Loop:
         )
         self.rows.append(row)
         self._losses = []
-        words = row.step, self.budget, elapsed, row.loss, score, ", the best so far" if self.trainer.improved else ""
-        TRAINING.info("step %d of %s, %.1f s: loss %.4g, validation RMSE %.4g%s", *words)
+        best = ", the best so far" if self.trainer.improved else ""
+        words = row.step, self.budget, elapsed, row.loss, self.data.score, score, best
+        TRAINING.info("step %d of %s, %.1f s: loss %.4g, %s %.4g%s", *words)
         if self.trainer.rewinds > rewinds:
             TRAINING.debug("back to the best weights, at lower rates")
 
@@ -284,8 +298,9 @@ class Loop:
         step = columns.pop("step")
         if np.isnan(columns["validation_loss"]).all():
             del columns["validation_loss"]
+        told = _HISTORY if self.data.validation.truth is not None else _HISTORY | _WITHOUT_TRUTH
         return xr.Dataset(
-            {name: ("step", values, _HISTORY[name]) for name, values in columns.items()},
+            {name: ("step", values, told[name]) for name, values in columns.items()},
             {"step": ("step", step, {"long_name": "gradient steps", "units": "1"})},
             {"title": "training history"},
         )
@@ -309,7 +324,7 @@ class Loop:
         self.data.windows.restore(under(tensors, "source/"))
         self.rows = [_Row(*row) for row in scalars["rows"]]
         self._losses = [tuple(entry) for entry in scalars["since"]]
-        self.elapsed_before = float(scalars["elapsed"])
+        self.elapsed_before = float(scalars["elapsed"]) if self.trainer.step_count else 0.0
 
 
 @dataclass(frozen=True)
@@ -332,9 +347,16 @@ _HISTORY = {
         "units": "1",
     },
     "validation_rmse": {"long_name": "validation analysis RMSE", "units": "1"},
-    "rate": {"long_name": "learning rate, relative", "units": "1"},
+    "rate": {"long_name": "factor of the optimiser's learning rates, by the schedule", "units": "1"},
     "restarts": {"long_name": "trajectories lost and restarted since the last entry", "units": "1"},
     "rewinds": {"long_name": "times so far that training went back to the best weights", "units": "1"},
-    "seconds": {"long_name": "time spent training", "units": "s"},
+    "seconds": {"long_name": "time since the first step", "units": "s"},
     "validation_loss": {"long_name": "validation loss, by which the best weights are chosen", "units": "1"},
+}
+_WITHOUT_TRUTH = {
+    "rmse": {
+        "long_name": "training RMS innovation since the last entry, lost trajectories left out",
+        "units": "1",
+    },
+    "validation_rmse": {"long_name": "validation RMS innovation", "units": "1"},
 }

@@ -98,7 +98,10 @@ class RecordSource(TrainingSource):
         if teacher is not None and run is None and not objective.needs_covariance:
             raise TypeError(f"teacher={shown(teacher)} on a record: expected the Dataset that baseline() returned")
         supervised = objective.needs_truth
-        needs = f"the supervised objective {objective.name!r} ('forecast' does without)"
+        needs = (
+            "pass truth=, the name of a variable, or objective='forecast', which reads observations alone. The "
+            f"objective {objective.name!r}"
+        )
         labelled = read(ds, **words, needs_truth=needs if supervised and teacher is None else None)
         if not supervised:
             labelled = replace(labelled, truth=None)
