@@ -232,7 +232,8 @@ def test_standard_errors_of_one_trajectory():
     scores = ds.dan.score_forecasts(forecasts).compute()
     error = scores.rmse_standard_error
     assert error.attrs["comment"] == "8 blocks of 27 starts, one trajectory"
-    square = ((forecasts.forecast[:, :, 0] - ds.truth[:, ::2]).values[0] ** 2).mean(1)
+    start = forecasts.forecast.values[0, :, 0].astype(float)
+    square = ((start - ds.truth.values[0, ::2].astype(float)) ** 2).mean(1)
 
     def by_blocks(count):
         means = np.array([part.sum() - len(part) * square.mean() for part in np.array_split(square, count)])

@@ -38,7 +38,7 @@ def test_steps_of_words():
     [
         ("5", ValueError, "lead='5': expected a time difference with its unit, such as '5D'.*or a number"),
         ("5 moons", ValueError, "lead='5 moons': expected a time difference with its unit"),
-        ("NaT", ValueError, "lead='NaT': expected a positive time"),
+        ("NaT", ValueError, "lead='NaT': expected a time difference"),
         ("-1D", ValueError, "lead='-1D': expected a positive time"),
         (None, TypeError, r"lead=None.*or a time difference such as np.timedelta64\(5, 'D'\) or '5D'"),
     ],
