@@ -90,8 +90,7 @@ class ForecastPair:
                 [
                     "the forecasts start from smoothed states, which have used the observations of a lag afterwards: "
                     "scores against observations are too small at lead times up to that lag"
-                ],
-                stacklevel=5,
+                ]
             )
         self.means = FieldMeans(setup.dynamics)
         self.by_field = self.means.several and (not self.observed or setup.observing.direct)

@@ -13,6 +13,7 @@ import xarray as xr
 
 from ..core import lead_scores as kernels
 from ..core.checks import choice, real
+from ..core.keywords import checks_keywords
 from ..records.leads import LEAD, lead_numbers
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
@@ -25,6 +26,7 @@ METHOD = "method"
 _OVER = "root of the mean over the state, the starts and the trajectories averaged"
 
 
+@checks_keywords
 @shares_words
 def score_forecasts(
     ds: xr.Dataset,

@@ -14,6 +14,7 @@ import xarray as xr
 
 from ..core.checks import integer, shown, switch
 from ..core.dynamics import dynamics_to_json
+from ..core.keywords import checks_keywords
 from ..core.lead_times import MOST
 from ..core.log import RUNS
 from ..core.progress import Work, WorkKey, bar_of, working
@@ -35,6 +36,7 @@ from .forecast_starts import member_starts, single_starts
 _VALUES = 2**24  # bound of how many numbers a block of forecasts holds
 
 
+@checks_keywords
 @shares_words
 def forecast(
     ds: xr.Dataset,
@@ -208,8 +210,7 @@ def _check_even(labelled: LabelledRecord) -> None:
             [
                 f"the model errs by Q in an interval, and the record's intervals are {least:g} to {most:g}: the "
                 f"members' forecasts have an error after every {least:g}, the shortest"
-            ],
-            stacklevel=4,
+            ]
         )
 
 
@@ -352,7 +353,7 @@ class _Forecasts:
     def _judge(self, diverged: Array) -> list[str]:
         """Warn of forecasts that are not finite, and return the sentences."""
         texts = lost_texts(diverged, self.told["starts_from"], self.steps * self.labelled.setup.dynamics.timestep)
-        warn_of(texts, stacklevel=5)
+        warn_of(texts)
         return texts
 
     def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:

@@ -89,7 +89,7 @@ class Estimation:
         if self.request.method == "lag-innovations":
             along = TIME
         texts = self._verdict(outcome)
-        warn_of(texts, stacklevel=4)
+        warn_of(texts)
         variables: dict[str, Any] = {}
         for name, structure in zip(("model", "observation"), self.structures, strict=True):
             if name == "model" and self.request.method == "desroziers":

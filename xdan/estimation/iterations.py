@@ -265,7 +265,7 @@ def _labelled(
             f"the filter lost {int(history.lost[-1])} of {len(labelled.setup.trajectory)} trajectories in the last "
             "iteration, which count no more there: take more members=, or another ensemble="
         )
-    warn_of(texts, stacklevel=5)
+    warn_of(texts)
     variables: dict[str, Any] = {}
     dims, said = dims_of(model, priors), "observed Fisher information" if description["kind"] == "likelihood" else ""
     said = said or "from what each trajectory, or block of time, would make of it"

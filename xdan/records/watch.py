@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..core.checks import XdanWarning
+from ..core.checks import XdanWarning, warn
 from ..core.methods import Record
 from .schema import Array
 
@@ -165,14 +164,27 @@ def far_from_truth(record: Record) -> str:
     )
 
 
-def warn_of(texts: Iterable[str], stacklevel: int = 3) -> None:
+def warn_of(texts: Iterable[str]) -> None:
     """Warn with each text that is not empty. A worker of a cluster warns its clients, too."""
-    cluster = sys.modules.get("distributed")
+    emit = _warn_clients if _in_worker() else warn
     for text in filter(None, texts):
-        if cluster is None:
-            warnings.warn(text, XdanWarning, stacklevel=stacklevel)
-        else:
-            cluster.worker.warn(text, XdanWarning, stacklevel=stacklevel)
+        emit(text)
+
+
+def _in_worker() -> bool:
+    """Whether a task of a cluster calls."""
+    cluster = sys.modules.get("distributed")
+    if cluster is None:
+        return False
+    try:
+        cluster.get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+def _warn_clients(text: str) -> None:
+    sys.modules["distributed"].worker.warn(text, XdanWarning, stacklevel=3)
 
 
 def attribute(texts: Sequence[str]) -> dict[str, Any]:

@@ -197,4 +197,4 @@ class CellStore:
 
 def _tell_damage(name: str, reason: str | Exception, remedy: str) -> None:
     """Warn of a piece of a store that is damaged."""
-    warn_of([f"{name} in the sweep's store cannot be used ({reason}): it {remedy}"], stacklevel=4)
+    warn_of([f"{name} in the sweep's store cannot be used ({reason}): it {remedy}"])

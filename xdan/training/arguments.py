@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -171,7 +172,7 @@ class TrainingArguments:
         for label, (value, kind, expected) in kinds.items():
             if not isinstance(value, kind):
                 raise TypeError(f"{label}={shown(value)}: expected {expected}")
-        if self.on_validation is not None and not callable(self.on_validation):
+        if self.on_validation is not None and not _takes_one(self.on_validation):
             raise TypeError(
                 f"on_validation={shown(self.on_validation)}: expected a function of one dict, which may return True to "
                 "stop the training"
@@ -197,6 +198,17 @@ class TrainingArguments:
             raise ValueError(
                 "['trajectories'] describe an endless twin; a Dataset brings its own, expected none of them"
             )
+
+
+def _takes_one(function: Any) -> bool:
+    """Whether an object can be called with one argument. Functions of C may not tell, and are taken as such."""
+    try:
+        inspect.signature(function).bind({})
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True
 
 
 def _objective(objective: Any) -> Objective:
