@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import zarr
 from torch import Tensor, nn
 from zarr.errors import GroupNotFoundError
 
-from .core.checks import XdanWarning, shown
+from .core.checks import perhaps, shown, warn
 from .core.dynamics import CorrectedDynamics, Dynamics
 from .core.formats import FORMATS, read_format
+from .core.keywords import checks_keywords
 from .core.methods import DataAssimilationNetwork, method_of
 from .core.networks import (
     AnalysisNetwork,
@@ -462,11 +462,9 @@ def committee(networks: Iterable[Network]) -> Network:
             "same for all; train them alike"
         )
     if unlike := disagreements([one.description for one in networks]):
-        warnings.warn(
+        warn(
             f"the committee's networks were trained in other settings ({'; '.join(unlike)}), and one analysis is made "
             "of all: expected one setting; train them alike, or train the committee on, in the setting that it is for",
-            XdanWarning,
-            stacklevel=2,
         )
     modules = [part for one in networks for part in networks_of(one.module())]
     together = Committee(modules)
@@ -502,6 +500,7 @@ def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilati
     return methods[dtype, device]
 
 
+@checks_keywords
 def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | None = None) -> Network:
     """Open a network that `Network.to_zarr` saved; nothing is unpickled, imported or executed.
 
@@ -548,7 +547,8 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     try:
         description, shapes = read_description(store, "")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; networks that come with xdan are {list(SHIPPED)}") from None
+        near = perhaps(Path(str(store)).stem, SHIPPED)
+        raise FileNotFoundError(f"{error}; networks that come with xdan are {list(SHIPPED)}{near}") from None
     _check_description(description, store)
     prototype = _with_modules(description, module, shapes, store)
     if prototype is None:
@@ -583,11 +583,9 @@ def _with_modules(
         )
     prototype = with_modules(description, module, shapes).eval()
     for before, now in moved(description, prototype):
-        warnings.warn(
+        warn(
             f"{store} holds weights of {before}, and module= is of {now}: expected one class. Go on if the class was "
             "moved to another file",
-            XdanWarning,
-            stacklevel=3,
         )
     return prototype
 

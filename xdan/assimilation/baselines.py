@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 
 from ..core.checks import switch
+from ..core.keywords import keywords_of
 from ..core.methods import method_by_name
 from ..records.location import StoreLike
 from ..records.record import RecordWords
@@ -113,7 +114,8 @@ def baseline(
     """
     words: Any = {name: parameters.pop(name) for name in RecordWords.__annotations__ if name in parameters}
     keep = switch("keep_members", keep_members)
-    method = method_by_name(name, tune_on=tune_on, candidates=candidates, **parameters)
+    beside = [*keywords_of(baseline), *RecordWords.__annotations__]
+    method = method_by_name(name, tune_on=tune_on, candidates=candidates, beside=beside, **parameters)
     if keep and not (method.ensemble or method.keeps_covariance):
         raise ValueError(
             f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a covariance; "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.checks import switch
 from ..core.dynamics import dynamics_to_json
+from ..core.keywords import checks_keywords
 from ..core.log import RUNS
 from ..core.methods import Method, State
 from ..core.methods import run as run_method
@@ -40,6 +41,7 @@ from .run_layout import Layout, choices_of, label_run, lags_of, layout_of, smoot
 from .schemes import Scheme, scheme_of
 
 
+@checks_keywords
 @shares_words
 def cycle(
     ds: xr.Dataset,
@@ -323,7 +325,7 @@ class Run:
     def _bar(self, before: int, **options: Any) -> Bar:
         """A bar over the cycles of all blocks of trajectories. For a smoothed run it counts both passes."""
         total = (2 if self.smoothed else 1) * self.plan.shape[0] * self.plan.time[-1]
-        return bar_of(total, self.method.name, shown=self.progress, initial=before, unit="cycle", **options)
+        return bar_of(total, self.scheme.title, shown=self.progress, initial=before, unit="cycle", **options)
 
     @property
     def _constants(self) -> tuple[Delayed, int, bool, str]:

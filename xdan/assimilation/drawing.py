@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
 from collections.abc import Mapping
 
@@ -11,21 +10,23 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from ..core.checks import integer, shown
+from ..core.checks import integer, shown, warn
 from ..core.drawing import draw_gaussian
 from ..core.dynamics import Dynamics
 from ..core.formats import data_format
+from ..core.keywords import checks_keywords
 from ..core.random import check_seed
 from ..records.arranging import arrange_state
 from ..records.blocks import block
 from ..records.fields import ROLE_ATTRIBUTE, split, states_of
 from ..records.record import read_dynamics
-from ..records.schema import MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, Array, Role, XdanWarning, dual_of
+from ..records.schema import MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, Array, Role, dual_of
 from ..records.store import check_contents, check_whole
 
 _NAMES = ("analysis", "analysis_covariance", "spread", "members")
 
 
+@checks_keywords
 def draw_members(
     run: xr.Dataset, members: int, seed: int = 0, *, dynamics: Dynamics | None = None
 ) -> xr.DataArray | xr.Dataset:
@@ -111,11 +112,9 @@ def _check(run: xr.Dataset, held: Mapping[str, xr.DataArray]) -> None:
         if str(variable.name) in held or variable.attrs.get(ROLE_ATTRIBUTE) in held:
             check_whole(run, variable)
     if "analysis_covariance" not in held:
-        warnings.warn(
+        warn(
             "the run has 'spread' and no 'analysis_covariance': members are drawn as if the errors of different "
             "components were independent. Keep the covariance with ds.dan.cycle(net, members=True), if it fits",
-            XdanWarning,
-            stacklevel=3,
         )
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 from ..core import batch_means
 from ..core import lead_scores as kernels
 from ..core.checks import choice, real
+from ..core.keywords import checks_keywords
 from ..records.leads import LEAD, lead_numbers
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
@@ -28,6 +29,7 @@ _NO_GROWTH = "NaN: fewer than three lead times to fit, or the error does not gro
 _OVER = "root of the mean over the state, the starts and the trajectories averaged"
 
 
+@checks_keywords
 @shares_words
 def score_forecasts(
     ds: xr.Dataset,

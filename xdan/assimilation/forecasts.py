@@ -14,6 +14,7 @@ import xarray as xr
 
 from ..core.checks import integer, shown, switch
 from ..core.dynamics import dynamics_to_json
+from ..core.keywords import checks_keywords
 from ..core.lead_times import MOST
 from ..core.log import RUNS
 from ..core.progress import Work, WorkKey, bar_of, working
@@ -35,6 +36,7 @@ from .forecast_starts import member_starts, single_starts
 _VALUES = 2**24  # bound of how many numbers a block of forecasts holds
 
 
+@checks_keywords
 @shares_words
 def forecast(
     ds: xr.Dataset,

@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..core import ensemble_scores as kernels
 from ..core.checks import choice, shown
+from ..core.keywords import checks_keywords
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, averaged_dims
 from ..records.wording import shares_words
@@ -22,6 +23,7 @@ _RANK = "rank"
 _WHICH = {names.members: which for which, names in ESTIMATES.items()}
 
 
+@checks_keywords
 @shares_words
 def rank_histogram(
     ds: xr.Dataset,

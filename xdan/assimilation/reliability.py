@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core import event_scores as kernels
 from ..core.checks import choice, integer, real, shown
 from ..core.dynamics import Dynamics
+from ..core.keywords import checks_keywords
 from ..core.random import Purpose
 from ..records.blocks import block
 from ..records.record import RecordWords
@@ -36,6 +37,7 @@ class _Event(NamedTuple):
     words: str
 
 
+@checks_keywords
 @shares_words
 def reliability(
     ds: xr.Dataset,

@@ -56,6 +56,11 @@ class Scheme(ABC):
         return Watch("climate", method.climate_variance(setup.dynamics, setup.observing, seed), self.remedy)
 
     @property
+    @abstractmethod
+    def title(self) -> str:
+        """Name of the scheme, which its progress bar shows."""
+
+    @property
     def training_innovation(self) -> float | None:
         """Mean square innovation in training, in units of R; None if there was no training."""
         return None
@@ -104,6 +109,11 @@ class NetworkScheme(Scheme):
         return self
 
     @property
+    def title(self) -> str:
+        """Name of the network."""
+        return str(self.network.description["name"])
+
+    @property
     def training_innovation(self) -> float | None:
         """Mean square innovation on the network's validation record."""
         return validation_innovation(self.network.description)
@@ -149,6 +159,11 @@ class MethodScheme(Scheme):
     def method_on(self, dtype: np.dtype[Any], device: str) -> Method:
         """The method itself."""
         return self.method
+
+    @property
+    def title(self) -> str:
+        """Name of the method."""
+        return self.method.name
 
     def check(self, labelled: LabelledRecord) -> None:
         """Refuse a model or intervals with which the method cannot work."""

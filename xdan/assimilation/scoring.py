@@ -10,6 +10,7 @@ import xarray as xr
 
 from ..core import scores as kernels
 from ..core.checks import choice
+from ..core.keywords import checks_keywords
 from ..records.fields import split, state_coordinates
 from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY, averaged_dims
@@ -22,6 +23,7 @@ from .score_pair import Pair, match, read_scored
 from .score_truth import BY_SITE, against_truth, also_scored, by_site, check_also, spreads
 
 
+@checks_keywords
 @shares_words
 def score(
     ds: xr.Dataset,

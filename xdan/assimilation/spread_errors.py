@@ -14,6 +14,7 @@ import xarray as xr
 
 from ..core import spread_scores as kernels
 from ..core.checks import choice, integer, real_array, shown
+from ..core.keywords import checks_keywords
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array
 from ..records.wording import shares_words
@@ -26,6 +27,7 @@ _BIN = "bin"
 _GROUPS = 16  # number of groups of trajectories from which standard errors are computed
 
 
+@checks_keywords
 @shares_words
 def spread_error(
     ds: xr.Dataset,

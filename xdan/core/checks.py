@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import threading
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,8 @@ from numpy.typing import NDArray
 
 _NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # Python or NumPy counts these types as integers
 _STEM = 4  # a name with so many letters or more is similar to a longer name that begins with it: batch, batch_size
+# Packages that call xdan's functions for a user: a warning's line lies in none of them.
+_BETWEEN = {"xdan", "xarray", "dask", "distributed", "torch", "concurrent", "threading", "queue", "multiprocessing"}
 _LONGEST = 80  # largest number of characters of a value in a message
 
 
@@ -29,6 +35,34 @@ class XdanWarning(UserWarning):
     >>> issubclass(xdan.XdanWarning, UserWarning)
     True
     """
+
+
+def warn(text: str) -> None:
+    """Warn, and point at the user's line that led to the warning.
+
+    This is the first line outside xdan and the packages that call xdan for a user. In a thread of dask there is no such
+    line, and the warning points at the line of the main thread that waits for dask. If the main thread does not wait,
+    the warning points at the caller.
+    """
+    caller = sys._getframe(1)
+    frame = _user_frame(caller) or _waiting_frame() or caller
+    told = frame.f_globals.setdefault("__warningregistry__", {})  # where Python notes what it has said
+    module = frame.f_globals.get("__name__")
+    warnings.warn_explicit(text, XdanWarning, frame.f_code.co_filename, frame.f_lineno, module, told)
+
+
+def _user_frame(frame: FrameType | None, through: str = "xdan") -> FrameType | None:
+    """The first user's frame in a stack, if frames of the package `through` come before it."""
+    passed = set()
+    while frame is not None and (package := frame.f_globals.get("__name__", "").partition(".")[0]) in _BETWEEN:
+        passed.add(package)
+        frame = frame.f_back
+    return frame if through in passed else None
+
+
+def _waiting_frame() -> FrameType | None:
+    """The user's frame in the main thread, if this thread waits for dask."""
+    return _user_frame(sys._current_frames().get(threading.main_thread().ident or 0), "dask")
 
 
 def shown(value: Any) -> str:

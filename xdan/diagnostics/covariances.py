@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import choice, integer, real, shown
+from ..core.keywords import checks_keywords
 from ..network import Network
 from ..records.fields import ROLE_ATTRIBUTE, pack_by_attributes
 from ..records.record import RecordWords
@@ -21,6 +22,7 @@ from .kernels import zero_innovation_increment
 from .wording import shares_points
 
 
+@checks_keywords
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
     """Compute the covariance of a run's members at every time, lazily.
 
@@ -123,6 +125,7 @@ def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
     return result
 
 
+@checks_keywords
 def information_gain(covariance: xr.DataArray, *, error_std: float | xr.DataArray = 1.0) -> xr.DataArray:
     """Compute the information that observations give about the state, from the analysis error covariance, lazily.
 
@@ -203,6 +206,7 @@ def _spectrum(p: Array) -> tuple[Array, Array, Array]:
     return np.where(whole[..., None], values[..., ::-1], np.nan), vectors, np.where(whole, asymmetry, np.nan)
 
 
+@checks_keywords
 def principal_angles(
     one: xr.DataArray, other: xr.DataArray, *, modes: int, other_modes: int | None = None
 ) -> xr.DataArray:
@@ -308,6 +312,7 @@ def _angles(wide: Array, narrow: Array) -> Array:
     return np.where(whole[..., None], angles, np.nan)
 
 
+@checks_keywords
 @shares_points
 def zero_innovation_bias(
     ds: xr.Dataset,

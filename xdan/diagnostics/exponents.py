@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics
+from ..core.keywords import checks_keywords
 from ..core.lyapunov import kaplan_yorke_dimension, orthonormal_directions, spectrum
 from ..core.random import check_seed
 from ..records.blocks import Plan, block, block_graph
@@ -29,6 +30,7 @@ _STEPS_BETWEEN = 10  # steps between orthonormalisations: far fewer than it take
 _ZERO = "an exponent within three standard errors plus one e-folding over the whole time of 0 is taken as zero"
 
 
+@checks_keywords
 def lyapunov_spectrum(
     dynamics: Dynamics,
     *,
@@ -128,6 +130,7 @@ def lyapunov_spectrum(
     )
 
 
+@checks_keywords
 def lyapunov_floor(
     spectrum: xr.Dataset, *, interval: float, error_std: float = 1.0, components: int | None = None
 ) -> xr.Dataset:

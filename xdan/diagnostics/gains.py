@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Unpack
 
 import xarray as xr
 
-from ..core.checks import choice, integer, shown, switch
+from ..core.checks import choice, integer, shown, switch, warn
+from ..core.keywords import checks_keywords
 from ..core.sensitivity import sites_that_matter
 from ..core.symmetry import Group
 from ..network import Network
-from ..records.fields import factor_labels
+from ..records.fields import component_text, factor_labels
 from ..records.record import RecordWords
-from ..records.schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, to_power
+from ..records.schema import OBS, TIME, TRAJECTORY, attributes, averaged_dims, to_power
 from ..records.store import sealed
 from .evaluation import evaluate
 from .evaluation_points import INNOVATIONS, EvaluationPoints, check_samples, read_points
@@ -42,6 +42,7 @@ _LARGE = 2**30  # bytes above which a lazy result warns
 _COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the arrays of a pass stay in the cache
 
 
+@checks_keywords
 @shares_points
 def gain(
     ds: xr.Dataset,
@@ -91,7 +92,8 @@ def gain(
     group : xdan.Group, optional
         Symmetries to average over; by default those of `symmetry_group`.
     reference : int, optional
-        Reference site r, by default the middle site. With `fields` it is a site of the field of l.
+        Reference site r, by default the middle site. With `fields` it is a site of the field of l. The attribute
+        `reference_site` of the result says its field and coordinates, such as "slow, x = 0".
     all_sites : bool, optional
         Whether to average, in each state, over every site to which the group carries r. The cost grows by the number of
         these sites. By default this is done only if the network does not commute with the group. If it commutes, l = r
@@ -193,12 +195,10 @@ def gain(
     if result.attrs["innovation"] == "sampled":
         result.attrs["seed"] = points.seed
     if result.nbytes > _LARGE:
-        warnings.warn(
+        warn(
             f"this lazy {KINDS[kind].long_name} has {result.nbytes / 2**30:.1f} GiB: take fewer states with every=, or "
             "select a part of the record before the call (a selection after it computes whole blocks), or average "
             "with dim=, or write the result with to_zarr. kind='mean' never forms it",
-            XdanWarning,
-            stacklevel=2,
         )
     return result
 
@@ -314,6 +314,7 @@ def _symmetry_kernel(
         "group": repr(group),
         "group_size": len(group),
         "reference": reference,
+        "reference_site": component_text(points.setup.dynamics, site),
         "sites_differentiated": len({int(g[site]) for g in permutations}),
     }
     return SymmetryAverageKernel(tuple(permutations), site, samples), averaged

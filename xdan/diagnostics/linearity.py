@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from ..core.checks import integer, real, real_array, shown
+from ..core.keywords import checks_keywords
 from ..network import Network
 from ..records.fields import factor_labels
 from ..records.record import RecordWords
@@ -24,6 +25,7 @@ from .wording import shares_points
 _MOST_BINS = 10**6
 
 
+@checks_keywords
 @shares_points
 def scaling_of_increments(
     ds: xr.Dataset,
@@ -113,6 +115,7 @@ def scaling_of_increments(
     return result
 
 
+@checks_keywords
 @shares_points
 def stein_identity(
     ds: xr.Dataset,
@@ -211,6 +214,7 @@ def stein_identity(
     return result
 
 
+@checks_keywords
 @shares_points
 def innovation_histogram(
     ds: xr.Dataset,

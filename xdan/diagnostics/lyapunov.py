@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.checks import choice, integer, shown
 from ..core.dynamics import Dynamics
+from ..core.keywords import checks_keywords
 from ..core.lyapunov import backward_vectors, covariant_vectors, orthonormal_directions, random_coefficients
 from ..core.random import check_seed
 from ..records.blocks import Plan, Setup, block, block_graph
@@ -28,6 +29,7 @@ from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_to
 _BYTES = 1 << 27  # most bytes of a block of vectors, and of the arrays that one pass keeps
 
 
+@checks_keywords
 def lyapunov_vectors(
     ds: xr.Dataset,
     *,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics, dynamics_from_json
+from ..core.keywords import checks_keywords
 from ..core.observing import ObservingSystem
 from ..core.random import Purpose, normal
 from ..core.sensitivity import Points, increment
@@ -36,6 +37,7 @@ _LEADING = 100  # number of times that tell which sites are observed, if no rule
 _SAME, _SAME_REBUILT = 1e-10, 1e-6
 
 
+@checks_keywords
 @shares_points
 def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
     """Find the permutations of the state's sites under which an experiment does not change.
@@ -208,6 +210,7 @@ def _some(group: Group, most: int) -> list[int]:
     return sorted({0, 1, *np.linspace(2, len(group) - 1, most - 2).astype(int).tolist()})
 
 
+@checks_keywords
 @shares_points
 def equivariance_error(
     ds: xr.Dataset,
@@ -275,6 +278,7 @@ def equivariance_error(
     return xr.DataArray(da.sqrt(mean[:, 0] / mean[:, 1]), coordinates, ("element",), "equivariance_error", attributes)
 
 
+@checks_keywords
 def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
     """Reconstruct the mean marginal gain along i, j and l from its symmetry averages, Eq. F5.
 
@@ -346,6 +350,7 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
     return total
 
 
+@checks_keywords
 def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynamics | None = None) -> xr.Dataset:
     """Compute how far from the reference site a symmetry average reaches.
 

@@ -17,6 +17,7 @@ import xarray as xr
 from ..assimilation.cycling import cycle
 from ..core.checks import integer, real, shown, switch
 from ..core.dynamics import CorrectedDynamics, Dynamics, dynamics_to_json
+from ..core.keywords import checks_keywords
 from ..core.methods import Method, method_by_name
 from ..core.random import check_seed
 from ..core.tendencies import LocalPolynomial, QuadraticCNN, TendencyNetwork
@@ -44,6 +45,7 @@ KINDS: dict[str, Callable[[], TendencyNetwork]] = {
 _WORSE = 1.05  # ratio of a pass's increments to those of the pass before, above which the pass made no progress
 
 
+@checks_keywords
 @shares_words
 def learn_correction(
     ds: xr.Dataset,

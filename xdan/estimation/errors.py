@@ -10,6 +10,7 @@ from typing import Any, Unpack
 import xarray as xr
 
 from ..core.checks import switch
+from ..core.keywords import checks_keywords
 from ..core.methods import Method
 from ..core.random import check_seed
 from ..network import Network
@@ -25,6 +26,7 @@ from .error_estimation import Estimation
 from .error_request import Request
 
 
+@checks_keywords
 @shares_words
 def estimate_errors(
     ds: xr.Dataset,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics
+from ..core.keywords import checks_keywords
 from ..core.lead_times import states_by_lead
 from ..core.random import check_seed
 from ..core.spaces import StateSpace
@@ -28,6 +29,7 @@ _BINS = 101  # number of bins of a histogram, from -5 to 5 standard deviations
 _MOST = 10**6
 
 
+@checks_keywords
 @shares_words
 def forecast_skill(
     ds: xr.Dataset,
@@ -123,6 +125,7 @@ def forecast_skill(
     return _label_skill(moments, space)
 
 
+@checks_keywords
 def model_climate(
     models: Mapping[str, Dynamics], *, time: float = 50.0, interval: float = 0.5, trajectories: int = 16, seed: int = 0
 ) -> xr.Dataset:

@@ -13,6 +13,7 @@ from ..core.dynamics import Dynamics
 from ..core.estimation.likelihood import Descent, FilterLikelihood
 from ..core.estimation.parameter_em import ExpectationMaximisation
 from ..core.estimation.priors import Priors, check_parameter_derivatives, read_priors, read_walk
+from ..core.keywords import check_keywords
 from ..core.methods import EnsembleMethod, FiniteSizeEnKF, Record, method_by_name
 from ..core.methods.base import METHODS
 from ..core.methods.finite_size import InflatedEnsemble
@@ -20,7 +21,7 @@ from ..core.methods.registry import accepted_parameters
 from ..core.random import check_seed
 from ..records.blocks import pick_device
 from ..records.location import StoreLike
-from ..records.record import LabelledRecord, read
+from ..records.record import LabelledRecord, RecordWords, read
 from ..records.store import check_mode
 from ..records.wording import shares_words
 from .augmentation import estimate_by_augmentation
@@ -168,6 +169,7 @@ def estimate_parameters(
     >>> abs(float(result.forcing_estimate) - 8.0) < 0.2
     True
     """
+    check_keywords(estimate_parameters, words, RecordWords.__annotations__)
     choice("method", method, _OPTIONS)
     asked = {"walk": walk, "iterations": iterations, "window": window, "rate": rate, "burn_in": burn_in}
     options = _options(method, asked)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.checks import integer, real, shown, switch
 from ..core.dynamics import SurrogateDynamics, dynamics_to_json
+from ..core.keywords import checks_keywords
 from ..core.learning.model_fit import ModelFit
 from ..core.random import check_seed
 from ..core.spaces import StateSpace
@@ -30,6 +31,7 @@ from .stretches import Stretches
 _MOMENT_STATES = 4096  # most states from which a climate is computed
 
 
+@checks_keywords
 @shares_words
 def train_surrogate(
     ds: xr.Dataset,

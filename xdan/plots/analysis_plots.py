@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
+from ..core.keywords import checks_keywords
 from ..records.fields import parts_of
 from ..records.record import RecordWords
 from ..records.runs import read_run
@@ -18,6 +19,7 @@ from .libraries import holoviews
 from .state_panels import read_states
 
 
+@checks_keywords
 @shares_words
 def one_analysis(
     ds: xr.Dataset,

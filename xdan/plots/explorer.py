@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import xarray as xr
 
+from ..core.keywords import checks_keywords
 from ..records.record import RecordWords
 from ..records.wording import shares_words
 from .axes import dataset, mapping
@@ -17,6 +18,7 @@ from .explorer_sweeps import SCHEME, SweepPage
 from .libraries import holoviews, panel
 
 
+@checks_keywords
 @shares_words
 def explore(
     source: xr.Dataset,

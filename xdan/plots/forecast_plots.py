@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import real, shown, switch
+from ..core.keywords import checks_keywords
 from ..records.leads import LEAD, lead_numbers
 from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, cycle_colours, dataset, in_units, log_ticks, text
 from .libraries import holoviews
@@ -17,6 +18,7 @@ METHOD = "method"
 _LEVELS = (("deviation of the climate", 1.0, "dotted"), ("sqrt(2) deviations", math.sqrt(2.0), "dashdot"))
 
 
+@checks_keywords
 def lead_time_curves(
     scores: xr.Dataset, *, value: str = "rmse", errors: float = 2.0, levels: bool = True, log: bool = False
 ) -> Any:

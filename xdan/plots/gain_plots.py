@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import integer, switch
+from ..core.keywords import checks_keywords
 from ..records.schema import TIME, TRAJECTORY, reference_site
 from .axes import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, in_units, log_ticks, mapping, placed
 from .libraries import holoviews
@@ -17,6 +18,7 @@ from .libraries import holoviews
 _PANEL = 330
 
 
+@checks_keywords
 def gain_map(
     averages: xr.DataArray | Mapping[str, xr.DataArray],
     *,
@@ -299,6 +301,7 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     return line * _curves(ratios, "scale", logx=True, logy=True, **said)
 
 
+@checks_keywords
 def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = False) -> Any:
     """Draw densities of projected innovations.
 

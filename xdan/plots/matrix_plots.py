@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import integer, switch
+from ..core.keywords import checks_keywords
 from ..records.schema import TIME, TRAJECTORY
 from .axes import (
     HEIGHT,
@@ -30,6 +31,7 @@ _PANEL = 330  # pixels of a panel
 _VECTOR, _VECTORS, _GROWTH = "vector", "lyapunov_vector", "growth"
 
 
+@checks_keywords
 def matrix_map(matrices: xr.DataArray | Mapping[str, xr.DataArray], *, together: bool = True, columns: int = 2) -> Any:
     """Draw matrices, such as the analysis error covariance P_a or a gain K, averaged over states.
 
@@ -139,6 +141,7 @@ def exponent_curves(spectra: xr.Dataset | Mapping[str, xr.Dataset]) -> Any:
     )  # fmt: skip
 
 
+@checks_keywords
 def lyapunov_vector_maps(
     vectors: xr.Dataset, *, trajectory: int = 0, cycles: slice | None = None, numbers: int | tuple[int, ...] = (1, 2)
 ) -> Any:

@@ -12,6 +12,7 @@ import xarray as xr
 
 from ..assimilation.scoring import score
 from ..core.checks import choice, real, shown, switch
+from ..core.keywords import checks_keywords
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
 from ..records.wording import shares_words
@@ -38,6 +39,7 @@ _QUANTILES = [0.1, 0.9]
 _SHADE = 0.25  # opacity
 
 
+@checks_keywords
 @shares_words
 def rmse_in_time(
     ds: xr.Dataset,
@@ -223,6 +225,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     return hv.Overlay(curves).opts(legend_position="right", yticks=log_ticks(np.concatenate(errors)))
 
 
+@checks_keywords
 def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan", notes: str = "") -> None:
     """Save figures as one HTML page that needs no network.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.checks import integer, real, shown
 from ..core.extras import optional
+from ..core.keywords import checks_keywords
 from .axes import HEIGHT, WIDTH, log_ticks
 from .libraries import holoviews
 
@@ -35,6 +36,7 @@ _COLOUR_BAR = (1.02, 0.0, 0.03, 1.0)  # place of the colour bar, in shares of th
 _DECORATION = 90  # pixels that axes take beside a frame
 
 
+@checks_keywords
 def save_figure(path: str | Path, figure: Any, *, width: float = 17.0, dpi: int = 300, font_size: float = 8.0) -> None:
     """Save a figure for a paper as PNG, SVG or PDF; the ending of the path tells which. No browser is needed.
 

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import xarray as xr
 
 from ..core.checks import integer
+from ..core.keywords import checks_keywords
 from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY
 from ..records.wording import shares_words
@@ -26,6 +27,7 @@ from .state_panels import (
 _SIDE = 380  # pixels of the longer side of a map
 
 
+@checks_keywords
 @shares_words
 def hovmoller(
     ds: xr.Dataset,
@@ -75,6 +77,7 @@ def hovmoller(
     return _picture(_hovmoller, ds, run, trajectory, "a Hovmöller diagram shows one", dims=1, **options)
 
 
+@checks_keywords
 @shares_words
 def field_maps(
     ds: xr.Dataset,
@@ -122,6 +125,7 @@ def field_maps(
     return _picture(_maps, ds, run, trajectory, "a map shows two", dims=2, **options)
 
 
+@checks_keywords
 @shares_words
 def component_curves(
     ds: xr.Dataset,

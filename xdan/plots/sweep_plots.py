@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import switch
+from ..core.keywords import checks_keywords
 from .axes import (
     COLOURS,
     HEIGHT,
@@ -23,6 +24,7 @@ from .axes import (
 from .libraries import holoviews
 
 
+@checks_keywords
 def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: bool = False, logy: bool = False) -> Any:
     """Draw a score of a sweep against one of its axes, with a line for each scheme.
 

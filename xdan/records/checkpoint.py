@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import zarr
 
-from ..core.checks import XdanWarning
+from ..core.checks import warn
 from ..core.formats import FORMATS, read_format
 from .location import StoreLike, check_rewritable, exists, is_local, locate, replacing
 from .schema import Array, to_json
@@ -81,8 +80,8 @@ class Checkpoint:
                 raise ValueError(
                     f"both saves in the checkpoint {self.store} are damaged: {reason}; remove it"
                 ) from None
-            warnings.warn(
-                f"the checkpoint's last save is damaged, the save before it is taken: {reason}", XdanWarning, 2
+            warn(
+                f"the checkpoint's last save is damaged, the save before it is taken: {reason}",
             )
         return saved
 

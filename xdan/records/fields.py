@@ -492,6 +492,18 @@ def factor_labels(model: Dynamics, factor: str, field: str | None = None) -> dic
     return labels
 
 
+def component_text(model: Dynamics, component: int) -> str:
+    """The field and the coordinates of a component of the flat state, such as "slow, x = 0"."""
+    inside = [one for one in parts_of(model) if component >= (one.place.start or 0)]
+    part = inside[-1]  # parts have the order of the flat vector
+    index = np.unravel_index(component - (part.place.start or 0), part.shape)
+    labels = [part.coordinates[dim].values[int(k)] for dim, k in zip(part.dims, index, strict=True)]
+    words = [] if part.field is None else [part.field.name]
+    for dim, label in zip(part.dims, labels, strict=True):
+        words.append(f"{dim} = {label if isinstance(label, str) else format(label, 'g')}")
+    return ", ".join(words)
+
+
 def coordinates_of(part: Part) -> dict[str, tuple[str, Any, dict[str, str]]]:
     """Coordinates of a part's dims, as xarray takes them."""
     return {

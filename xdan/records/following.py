@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from ..core.checks import XdanWarning
+from ..core.checks import warn
 from ..core.user_functions import finest
 from .blocks import Setup, block
 from .fields import split_values
@@ -28,7 +27,7 @@ def check_follows(labelled: LabelledRecord) -> None:
     """Warn if the truth does not follow the named dynamics. Some of the truth is read."""
     truth = labelled.truth
     if truth is not None and (text := astray(labelled.setup, followed(labelled.setup, truth).to_numpy())):
-        warnings.warn(text, XdanWarning, stacklevel=3)
+        warn(text)
 
 
 def shortest_interval(setup: Setup) -> slice:

@@ -11,6 +11,7 @@ import numpy as np
 from ..core.checks import shown
 from ..core.dynamics import CorrectedDynamics, Dynamics, SurrogateDynamics, dynamics_from_json, dynamics_to_json
 from ..core.formats import FORMATS, read_format
+from ..core.keywords import checks_keywords
 from ..core.spaces import StateSpace
 from ..core.tendencies import TendencyNetwork, tendency_by_name, tendency_of_shapes
 from .blocks import array_to_tensor, tensor_to_array
@@ -24,6 +25,7 @@ _CLASSES = {one.name: one for one in (CorrectedDynamics, SurrogateDynamics)}
 _NEAR = 1e-6  # relative difference of two fingerprints that counts as rounding
 
 
+@checks_keywords
 def save_dynamics(dynamics: CorrectedDynamics | SurrogateDynamics, store: StoreLike, mode: str = "w-") -> None:
     """Save a model with a learned part as a Zarr group: named arrays and a JSON description.
 
@@ -84,6 +86,7 @@ def save_dynamics(dynamics: CorrectedDynamics | SurrogateDynamics, store: StoreL
             write_arrays(place, "", arrays, description)
 
 
+@checks_keywords
 def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedDynamics | SurrogateDynamics:
     """Open a model that `save_dynamics` saved; nothing is unpickled, imported or executed.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..core.checks import XdanWarning, shown
+from ..core.checks import shown, warn
 from ..core.formats import data_format
 from .arranging import arrange_state
 from .fields import each, in_order, parts_of, states_of
@@ -140,11 +139,9 @@ def warn_of_old_smoothed(run: xr.Dataset) -> int:
         raise ValueError(
             f"{what}, and the run does not say its lag: expected run.{old[0]}.shift(time=-lag) in its place"
         )
-    warnings.warn(
+    warn(
         f"{what}, {lag} cycles after the state that it is an estimate of: it is taken {lag} cycles earlier, as by "
         f"run[{old[0]!r}].shift(time=-{lag})",
-        XdanWarning,
-        stacklevel=3,
     )
     return lag
 

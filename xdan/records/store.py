@@ -20,7 +20,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError, UnstableSpecificationWarning
 
-from ..core.checks import XdanWarning, shown
+from ..core.checks import shown, warn
 from .location import StoreLike, exists, is_local
 from .schema import WHOLE, Array, to_json
 
@@ -115,11 +115,9 @@ def check_contents(ds: xr.Dataset) -> None:
         return
     lacking = sorted(str(name) for name in names if not (folder / str(name) / "zarr.json").exists())
     if lacking:
-        warnings.warn(
+        warn(
             f"{folder} lacks the arrays {lacking}, which its attributes list: it is damaged, or was saved without "
             f"them. Drop the attribute {WHOLE!r} where that was meant",
-            XdanWarning,
-            stacklevel=4,
         )
 
 
@@ -160,10 +158,8 @@ def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: 
         written_whole = sealed_whole and chunks.checksum
         lack = f"{folder}: {array.name!r} has {chunks.there} of {chunks.total} chunks"
         if may_be_empty and not written_whole:
-            warnings.warn(
+            warn(
                 f"{lack}. Where chunks are missing nothing is observed; if the store was cut short, write it again",
-                XdanWarning,
-                stacklevel=3,
             )
             continue
         raise ValueError(
@@ -307,7 +303,8 @@ def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[
     try:
         group = zarr.open_group(store, path=path, mode="r")
     except MISSING:
-        raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
+        inside = f" has no Zarr group {path!r}" if path else ": there is no Zarr store"
+        raise FileNotFoundError(f"{store}{inside}") from None
     except DAMAGE as reason:
         raise ValueError(
             f"{place} is no Zarr group, or is damaged: {reason}; expected a store that xdan wrote"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import xarray as xr
 import zarr
 from zarr.errors import GroupNotFoundError
 
-from ..core.checks import XdanWarning
+from ..core.checks import warn
 from ..core.formats import data_format
 from .blocks import Carry, Plan
 from .location import StoreLike, exists, is_local, replacing
@@ -103,11 +102,9 @@ class Stream:
         group = zarr.open_group(self.store, mode="r")
         self.absent = sorted(str(name) for name in template.data_vars if str(name) not in group)
         if self.absent:
-            warnings.warn(
+            warn(
                 f"{self.store} is an unfinished run of an earlier version, which kept no {self.absent}: it goes on "
                 "without them; pass another path to make a run that holds them",
-                XdanWarning,
-                stacklevel=5,
             )
 
     def _stored(self, mode: str) -> tuple[str | None, bool]:

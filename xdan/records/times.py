@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import warnings
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from ..core.checks import XdanWarning, shown
+from ..core.checks import shown, warn
 from ..core.dynamics import Dynamics, check_time_unit, in_words
 from .schema import TIME, Array, holds_dates, is_cftime
 
@@ -83,12 +82,10 @@ def steps_between(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np
         steps, apart = np.diff(nearest), np.abs(position - nearest)
         if not ((apart <= TOLERANCE).all() and (steps >= 1).all()):
             raise ValueError(_no_multiple(variable, model, float(intervals[np.argmax(between)])))
-        warnings.warn(
+        warn(
             f"{int(between.sum())} of {len(intervals)} intervals of time are no whole number of the {model.label} time "
             f"step {model.timestep:g}: times lie up to {apart.max():.2g} of a step beside one, and are moved to the "
             "nearest. Choose a shorter timestep= of the dynamics if that matters",
-            XdanWarning,
-            stacklevel=4,
         )
     if len(steps):
         model.steps_in(float(steps.max()) * model.timestep)  # refuses the number that times in other units give

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..core.checks import XdanWarning
+from ..core.checks import warn
 from ..core.dynamics import Dynamics
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = Tr
     if _plain(ours) in _SPELLINGS and _plain(theirs) in _SPELLINGS:
         raise ValueError(f"{both}: expected one unit for both; convert one of them")
     if warns:
-        warnings.warn(f"{both}: they are taken as the same unit. Convert one of them if they differ", XdanWarning, 4)
+        warn(f"{both}: they are taken as the same unit. Convert one of them if they differ")
 
 
 def check_units_of_parts(

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..core.checks import XdanWarning
+from ..core.checks import XdanWarning, warn
 from ..core.methods import Record
 from .schema import Array
 
 RATIO = "innovation_ratio"
-_INSIDE = (str(Path(__file__).parents[1]) + os.sep, contextlib.__file__)  # files that are no line of the user
 _LOOK_AT = (
     "With data of another program, look first at the dynamics' time_unit, the units of the observations and of R, and "
     "the order of the sites"
@@ -175,19 +170,26 @@ def far_from_truth(record: Record) -> str:
 
 
 def warn_of(texts: Iterable[str]) -> None:
-    """Warn with each text that is not empty, at the user's line. A worker of a cluster warns its clients, too."""
-    cluster = sys.modules.get("distributed")
+    """Warn with each text that is not empty. A worker of a cluster warns its clients, too."""
+    emit = _warn_clients if _in_worker() else warn
     for text in filter(None, texts):
-        tell = warnings.warn if cluster is None else cluster.worker.warn
-        tell(text, XdanWarning, stacklevel=_users_level())
+        emit(text)
 
 
-def _users_level() -> int:
-    """The `stacklevel`, for the caller of this function, of the first line outside of xdan and of contextlib."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        level, frame = level + 1, frame.f_back
-    return level
+def _in_worker() -> bool:
+    """Whether a task of a cluster calls."""
+    cluster = sys.modules.get("distributed")
+    if cluster is None:
+        return False
+    try:
+        cluster.get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+def _warn_clients(text: str) -> None:
+    sys.modules["distributed"].worker.warn(text, XdanWarning, stacklevel=3)
 
 
 def attribute(texts: Sequence[str]) -> dict[str, Any]:

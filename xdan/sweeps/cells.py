@@ -63,6 +63,8 @@ class Cell:
     test : mapping
         `cycles`, `trajectories` and `burn_in` of the test record.
     seed : int
+    title : str
+        Scheme, axes and seed in words. Nothing depends on it.
     """
 
     scheme: Scheme
@@ -70,6 +72,7 @@ class Cell:
     trained_on: TwinExperiment
     test: Mapping[str, Any]
     seed: int
+    title: str = ""
 
     @property
     def training_key(self) -> str:

@@ -166,17 +166,20 @@ class SweepPlan:
 
     def cells(self) -> Iterator[Cell]:
         """All cells; the seeds change fastest."""
-        for scheme in self.schemes.values():
+        for label, scheme in self.schemes.items():
             accepts = scheme.accepts
-            for values in itertools.product(*(axis.values() for axis in self.axes.values())):
-                chosen = dict(zip(self.axes, values, strict=True))
+            for values in itertools.product(*(axis.items() for axis in self.axes.values())):
+                chosen = {name: value for name, (_, value) in zip(self.axes, values, strict=True)}
+                where = [label, *(f"{name}={one}" for name, (one, _) in zip(self.axes, values, strict=True))]
                 parameters = {**scheme.parameters, **{n: value for n, value in chosen.items() if n in accepts}}
                 if length := set(LENGTHS) & accepts & set(chosen):  # this length replaces that of the scheme
                     parameters = {n: value for n, value in parameters.items() if n in length or n not in LENGTHS}
                 experiment = self._experiment(chosen)
                 trained_on = self._experiment({**chosen, **scheme.trained_on}) if scheme.trained_on else experiment
                 for seed in self.seeds:
-                    yield Cell(replace(scheme, parameters=parameters), experiment, trained_on, self.test, seed)
+                    title = ", ".join([*where, f"seed={seed}"])
+                    made = replace(scheme, parameters=parameters)
+                    yield Cell(made, experiment, trained_on, self.test, seed, title)
 
     def describe(self) -> dict[str, Any]:
         """JSON that identifies this sweep. Later calls may add schemes, values and seeds."""

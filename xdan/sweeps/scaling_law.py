@@ -12,6 +12,7 @@ import xarray as xr
 from ..core.checks import choice, integer, shown
 from ..core.extras import optional
 from ..core.formats import data_format
+from ..core.keywords import checks_keywords
 from ..core.random import check_seed
 from ..records.schema import Array
 
@@ -24,6 +25,7 @@ _OUTSIDE = 0.16  # share of the fits beyond each end of an error bar
 _LOWEST, _HIGHEST = np.array([0.01, -1.0, 0.2]), np.array([2.0, 3.0, 5.0])
 
 
+@checks_keywords
 def scaling_law(
     cube: xr.Dataset | xr.DataArray,
     *,

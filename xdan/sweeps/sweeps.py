@@ -14,6 +14,7 @@ from dask.delayed import Delayed
 
 from ..core.checks import switch
 from ..core.dynamics import Dynamics, GivenClimate
+from ..core.keywords import checks_keywords
 from ..core.log import RUNS
 from ..core.progress import bar_of
 from ..core.twin import TwinExperiment
@@ -31,6 +32,7 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))  # a disk without room
 _KILLED = " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
 
 
+@checks_keywords
 def sweep(
     experiment: TwinExperiment | Dynamics,
     schemes: Mapping[str, Mapping[str, Any]],
@@ -145,7 +147,7 @@ def sweep(
     try:
         with writing(store):
             cell_store.begin()
-            _compute(tasks, cell_store, progress)
+            _compute(tasks, {cell.key: cell.title for cell in missing}, cell_store, progress)
             cell_store.finish(plan.cube({cell.key: cell_store.read(cell.key) for cell in cells}))
     except OSError as error:
         if error.errno not in _FULL:
@@ -180,6 +182,7 @@ def _tasks(
 def _network(cell: Cell, climate: GivenClimate | None, cell_store: CellStore | None) -> Network | str:
     """Train a network, or say why the training failed."""
     in_block()
+    RUNS.info("sweep: the training for %s begins", cell.title)
     cell = cell.with_climate(climate)
     try:
         return cell.train(None) if cell_store is None else cell_store.network(cell)
@@ -192,6 +195,7 @@ def _result(
     key: str, cell: Cell, climate: GivenClimate | None, cell_store: CellStore | None, network: Network | str | None
 ) -> dict[str, Any]:
     in_block()
+    RUNS.info("sweep: %s begins", cell.title)
     cell = cell.with_climate(climate)
     try:
         scores: dict[str, Any] = {"failed": 1.0, "error": network} if isinstance(network, str) else cell.score(network)
@@ -216,11 +220,22 @@ def _is_full(error: BaseException) -> bool:
 
 
 class _Bar(Callback):  # type: ignore[misc]
-    """A progress bar over some tasks of a local scheduler."""
+    """A progress bar over some tasks of a local scheduler. It names the cell that was begun last.
 
-    def __init__(self, keys: set[Any], bar: Any) -> None:
-        super().__init__(posttask=self._seen)
-        self.keys, self.bar, self.done = keys, bar, 0
+    Parameters
+    ----------
+    titles : mapping of task key to str
+        Name of the cell of each task.
+    bar : Bar
+    """
+
+    def __init__(self, titles: Mapping[Any, str], bar: Any) -> None:
+        super().__init__(pretask=self._begun, posttask=self._seen)
+        self.keys, self.bar, self.done = titles, bar, 0
+
+    def _begun(self, key: Any, *_: Any) -> None:
+        if key in self.keys:
+            self.bar.set_postfix_str(self.keys[key])
 
     def _seen(self, key: Any, *_: Any) -> None:
         if key in self.keys:
@@ -229,7 +244,7 @@ class _Bar(Callback):  # type: ignore[misc]
             RUNS.info("sweep: %d of %d cells are done", self.done, len(self.keys))
 
 
-def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool) -> None:
+def _compute(tasks: Mapping[str, Delayed], titles: Mapping[str, str], cell_store: CellStore, progress: bool) -> None:
     """Compute on the active scheduler. Without one, compute one cell after another with all cores."""
     wanted = list(tasks.values())
     with bar_of(len(wanted), "sweep", shown=progress, unit="cell") as bar:
@@ -244,6 +259,7 @@ def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool
                     if (error := future.exception()) is not None:
                         hint = _KILLED if isinstance(error, KilledWorker) else ""
                         cell_store.write(key, {"failed": 1.0, "error": _why(error) + hint})
+                    bar.set_postfix_str(titles[key], refresh=False)
                     bar.update()
                     RUNS.info("sweep: %d of %d cells are done", len(tasks) - len(futures), len(tasks))
             except BaseException:
@@ -251,7 +267,7 @@ def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool
                 raise
         elif wanted:
             scheduler = None if dask.config.get("scheduler", None) else "synchronous"
-            with _Bar({task.key for task in wanted}, bar):
+            with _Bar({task.key: titles[key] for key, task in tasks.items()}, bar):
                 dask.compute(*wanted, scheduler=scheduler)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ import xarray as xr
 from torch import nn
 from tqdm.dask import TqdmCallback
 
+from ..core.checks import warn
 from ..core.dynamics import Dynamics
 from ..core.interruption import KEPT_TEXT, TrainingInterrupted
 from ..core.learning import Objective, Optimiser
@@ -27,7 +27,6 @@ from ..network import Network
 from ..records.blocks import pick_device
 from ..records.location import StoreLike, writing
 from ..records.record import RecordWords
-from ..records.schema import XdanWarning
 from ..records.setting import disagreements
 from ..records.store import digest
 from ..records.wording import shares_words
@@ -218,7 +217,7 @@ def train(
     """
     net, interruption = fit(TrainingArguments(**locals()))
     if interruption is not None:
-        warnings.warn(interruption, XdanWarning, stacklevel=2)
+        warn(interruption)
     return net
 
 
@@ -253,7 +252,7 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
         budget = _budget(arguments, data)
         identity = _identity(arguments, planned, data, module, budget)
         for text in filter(None, (_setting_text(planned.trained, data), _idle_text(arguments.optimiser, module))):
-            warnings.warn(text, XdanWarning, stacklevel=4)
+            warn(text)
         objective, optimiser, checkpoint = arguments.objective, arguments.optimiser, arguments.checkpoint
         trainer = Trainer(module, data.dynamics, data.observing, objective, optimiser, planned.processes)
         with closing(trainer), nullcontext() if checkpoint is None else writing(checkpoint):
@@ -272,18 +271,12 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
     if names := not_finite(module):
         raise RuntimeError(f"{names} of the best network are not finite, expected numbers: nothing is returned")
     if not math.isfinite(trainer.best_score):
-        warnings.warn(
+        warn(
             f"no validation of these {trainer.step_count} steps was finite: the network diverges from the validation "
             "trajectories. Train longer, or at lower learning rates",
-            XdanWarning,
-            stacklevel=4,
         )
     if not trainer.step_count and loop.stopped_by is None:
-        warnings.warn(
-            f"no step was made in {budget}: the network has its first weights. Train longer",
-            XdanWarning,
-            stacklevel=4,
-        )
+        warn(f"no step was made in {budget}: the network has its first weights. Train longer")
     training = {**identity, "data": {**data.identity, **data.setting}, **_outcome(planned, loop, seconds, device)}
     network = Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
     return network, _interruption_text(loop, seconds) if loop.interrupted else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..core.checks import XdanWarning, shown
+from ..core.checks import shown, warn
 from ..core.derivative_checks import STATES
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import Objective, WindowContents
@@ -247,11 +246,9 @@ def _check_lanes_observed(
         )
     for counts, purpose in ((trained, "to train on"), (read, "held back")):
         if empty := int((counts == 0).sum()):
-            warnings.warn(
+            warn(
                 f"{empty} of the {len(counts)} trajectories or segments {purpose} have no observations at all: they "
                 f"say nothing of an analysis. {remedy}",
-                XdanWarning,
-                stacklevel=2,
             )
 
 

@@ -477,6 +477,10 @@ class Dynamics(InTime, Parametrised, MayErr):
             object.__setattr__(self, "_vetted", False)
             raise
 
+    def _state_hint(self) -> str:
+        """What may be wrong with the state, for the message of a function that failed; "" if nothing is known."""
+        return ""
+
     def require_derivatives(self, who: str, remedy: str) -> None:
         """Refuse a model without derivatives.
 

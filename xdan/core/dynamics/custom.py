@@ -264,6 +264,16 @@ class CustomDynamics(Dynamics, pure=True):
 
         return of_states
 
+    def _state_hint(self) -> str:
+        """Say that several dims are one field: a function of several fields is often meant."""
+        if "space" in vars(self) or len(self.dims) < 2:
+            return ""
+        first = self.dims[0]
+        return (
+            f"This is one field with the dims {' and '.join(self.dims)}; for {len(self.dims)} fields pass geometries, "
+            f"such as state={{{first!r}: xdan.Ring({len(self.coordinates[first].values)}), ...}}"
+        )
+
     def _part(self, method: str) -> str:
         known = {"step": "tendency=" if self._step is None else "step=", "rest": "rest="}
         return f"{known.get(method, method)} of the dynamics {self.label!r}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..checks import XdanWarning, real, shown
+from ..checks import real, shown, warn
 
 MOST_STEPS = 10**6  # of an interval or a spin-up; more steps show that the time is in other units than the model's
 _SIZES = {  # nanoseconds in the units in which durations are written, largest first
@@ -76,11 +75,9 @@ def spin_up_steps(spin_up_time: float, timestep: float) -> int:
 def warn_of_short_spin_up(spin_up_time: float, timestep: float, steps: int) -> None:
     """Warn of a spin-up that is shorter than one step, and not zero."""
     if 0 < spin_up_time < timestep:
-        warnings.warn(
+        warn(
             f"spin_up_time={spin_up_time:g} is less than one timestep={timestep:g}, so the spin-up has {steps} steps. "
             "Is it in other units than the model's time? Leave it out for at least 400 steps, or give 0 for none",
-            XdanWarning,
-            stacklevel=3,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..checks import shown
+from ..checks import perhaps, shown
 from ..registry import Registry, constructor_parameters
 from .base import Dynamics
 
@@ -135,10 +135,7 @@ def _made(description: Any) -> Dynamics:
             f"the dynamics is described by {shown(description)}: expected a name and its parameters. {remedy}"
         )
     if name not in _REGISTRY:
-        raise ValueError(
-            f"dynamics {name!r} is not registered: expected one of {list(_REGISTRY)}. {remedy}, or import the module "
-            "that registers it"
-        )
+        raise ValueError(_unregistered(name, description.get("parameters"), remedy))
     cls, parameters = _REGISTRY[name], description.get("parameters", {})
     if not isinstance(parameters, Mapping):
         raise ValueError(f"dynamics {name!r} has parameters={shown(parameters)}: expected a mapping. {remedy}")
@@ -153,3 +150,14 @@ def _made(description: Any) -> Dynamics:
         return cls(**parameters)
     except (TypeError, OverflowError) as reason:
         raise ValueError(f"dynamics {name!r} cannot be made as it is described: {reason}. {remedy}") from None
+
+
+def _unregistered(name: str, parameters: Any, remedy: str) -> str:
+    """Say what to do if a store names a model that is not registered, and whose model it is."""
+    function = parameters.get("function") if isinstance(parameters, Mapping) else None
+    if isinstance(function, str):  # of CustomDynamics and NumpyDynamics
+        return f"{remedy}: it is the {name} model of {shown(function)}, and no store holds a function"
+    return (
+        f"{remedy}, or import the module that registers it: dynamics {shown(name)} is not registered: expected one of "
+        f"{list(_REGISTRY)}{perhaps(name, _REGISTRY)}"
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..checks import XdanWarning, integer, shown
+from ..checks import integer, shown, warn
 from ..progress import track
 from ..random import Purpose, normal
 from ..spaces import MOST_COMPONENTS
@@ -116,10 +115,8 @@ def _warn_of_rest(dynamics: Dynamics, start: Tensor, state: Tensor, steps: int) 
         return
     moved, spread = float((state - start).square().mean().sqrt()), float(start.std())
     if 0 < moved < _STILL * spread:
-        warnings.warn(
+        warn(
             f"in a spin-up of {steps} steps ({steps * dynamics.timestep:g} units of model time) the states of "
             f"{dynamics.label!r} moved by {moved:.2g} where they differ by {spread:.2g}: they are still the noise that "
             "they began from. Is spin_up_time= or timestep= in other units than the model's time?",
-            XdanWarning,
-            stacklevel=4,
         )

@@ -28,6 +28,16 @@ def try_out(dynamics: Dynamics) -> None:
     warn_of_short_spin_up(dynamics.spin_up_time, dynamics.timestep, dynamics.spin_up_steps())
     begins = _noise(dynamics) if dynamics.given_climate is None else dynamics.given_climate.states[:2]
     try:
+        _try_in_either_precision(dynamics, begins)
+    except ValueError as reason:
+        if not (hint := dynamics._state_hint()):
+            raise
+        raise ValueError(f"{reason}. {hint}") from reason.__cause__
+
+
+def _try_in_either_precision(dynamics: Dynamics, begins: Tensor) -> None:
+    """Test a model in double precision, or in single precision if it does not take double precision."""
+    try:
         _try_at(dynamics, begins)
     except ValueError as reason:
         # If a function has tensors of single precision, it can be used with records of single precision.

@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import warn
 from ..dynamics import Dynamics
 from ..methods import State, method_of
 from ..networks import AnalysisNetwork
@@ -109,11 +109,10 @@ class CudaGraph(OneProcess):
             except RuntimeError as reason:
                 self._refused = True
                 torch.cuda.synchronize()
-                warnings.warn(
+                warn(
                     "training goes on without a CUDA graph, several times slower, as the gradient of a window cannot "
                     f"be recorded ({str(reason).splitlines()[0]}): expected a dynamics, an operator and a loss that "
                     "read no number back from the GPU",
-                    stacklevel=2,
                 )
                 return super().__call__(window, state)
         assert self._recording is not None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import integer, real, real_array, shown
+from ..keywords import checks_keywords
 from ..roots import eigh_or_nan
 
 _MOST_MODELS = 12  # largest number of low-fidelity models, because every subset of them is tried
@@ -131,6 +132,7 @@ def regression_weights(high: Tensor, low: Tensor, scalar: bool) -> Tensor:
     return weights[..., None] if scalar else weights
 
 
+@checks_keywords
 def control_variate_variance(counts: Sequence[int], correlations: Sequence[float], variance: float = 1.0) -> float:
     """Variance of the multifidelity mean with the best weights a_k = rho_k Q_0 / Q_k.
 
@@ -204,6 +206,7 @@ class MemberCounts:
     cost: float
 
 
+@checks_keywords
 def member_counts(costs: Sequence[float], correlations: Sequence[float], budget: float, least: int = 2) -> MemberCounts:
     """Choose the number of members of each model, so that the variance of the multifidelity mean is least in a budget.
 

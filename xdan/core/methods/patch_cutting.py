@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
-from ..checks import XdanWarning
+from ..checks import warn
 from ..dynamics import Dynamics
 from .advancing import advance_along
 from .patches import MOST_SITES, Patches
@@ -46,12 +45,10 @@ def warn_of_reach(dynamics: Dynamics, patches: Patches, x: Tensor, steps: int) -
     far = (apart > patches.radius * (1 + _ROUND)).to(x)
     share = float((squares * far).sum() / squares.sum())
     if share > _BEYOND:
-        warnings.warn(
+        warn(
             f"radius={patches.radius:g}: after an interval {100 * share:.2g} % of the mean square of a perturbation of "
             f"the dynamics {dynamics.label!r} lies beyond the radius, where patches do not follow it: expected "
             f"less than {100 * _BEYOND:g} %; take a larger radius, or 'letkf'",
-            XdanWarning,
-            stacklevel=2,
         )
 
 

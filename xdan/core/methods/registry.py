@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from ..checks import choice, perhaps, shown
@@ -50,6 +51,7 @@ def method_by_name(
     *,
     tune_on: str = "innovation",
     candidates: Any = None,
+    beside: Collection[str] = (),
     **parameters: Any,
 ) -> Method:
     """Make a registered method.
@@ -60,6 +62,8 @@ def method_by_name(
     tune_on : {"innovation", "truth"}
     candidates : mapping of str to sequence of float, optional
         Values that tuning tries for parameters that are "tune". By default the values of the method's class.
+    beside : collection of str
+        Other arguments of the caller. A wrong parameter may be one of them, misspelt.
     **parameters
         The method's parameters.
 
@@ -74,7 +78,7 @@ def method_by_name(
     if unknown := set(parameters) - accepted - set(METHODS[name].fixed):
         raise ValueError(
             f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}, expected no others"
-            f"{perhaps(min(unknown), accepted)}"
+            f"{perhaps(min(unknown), [*accepted, *beside])}"
         )
     tune_on = choice("tune_on", tune_on, TUNE_ON)
     method = METHODS[name](**parameters)

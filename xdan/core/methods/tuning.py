@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..checks import XdanWarning
+from ..checks import warn
 from ..log import TUNING
 from ..progress import counted, part_bar
 from .base import Method
@@ -216,10 +215,8 @@ def warn_at_an_end(method: Method, name: str, value: float) -> None:
     if min(values) < value < max(values) or (value == method.tunable[name].natural_end and value == min(values)):
         return
     side = "smaller" if value == min(values) else "larger"
-    warnings.warn(
+    warn(
         f"tuning {name} of {method.name!r} chose {value:g}, an end of its candidates ({min(values):g} to "
         f"{max(values):g}): a {side} value may be better; give others with candidates={{{name!r}: [...]}}, or a "
         "number",
-        XdanWarning,
-        stacklevel=3,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import XdanWarning, is_json_mapping, shown
+from ..checks import is_json_mapping, shown, warn
 from ..random import Purpose, normal
 from ..user_functions import shown_reason
 from .base import AnalysisNetwork
@@ -153,12 +152,10 @@ def _check_in_training(network: AnalysisNetwork, size: int, title: str) -> None:
         alone = _analysis(network, x[:1].clone(), zeta[:1].clone(), None if memory is None else memory[:1], title)
     scale = float(first.nan_to_num(0.0, 0.0, 0.0).abs().max())
     if not _close(first, second, 1e-4 * scale):
-        warnings.warn(
+        warn(
             f"{title} draws random numbers in training mode, as dropout does: two trainings with one seed give two "
             "networks, and a resumed one another than one that was not killed. Cycles draw none. Leave dropout out, or "
             "go on if that is meant",
-            XdanWarning,
-            stacklevel=7,
         )
     elif not _close(alone, first[:1], 1e-4 * scale):
         raise ValueError(

@@ -1,0 +1,78 @@
+"""Keywords of public functions: a misspelt one is refused before any work, and the message names a similar one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+from .checks import perhaps, shown
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+_TYPED = re.compile(r"Unpack\[(\w+)\]")  # annotation of keywords that a TypedDict lists
+
+
+def checks_keywords(function: Verb) -> Verb:
+    """Decorate a function, so that it refuses keywords which it does not take, with the name of a similar keyword.
+
+    Python names no similar keyword, and a function with `**words` cannot tell its parameters from these words. A
+    function whose `**words` are typed as `Unpack` of a TypedDict takes the keys of the TypedDict. A function with other
+    `**words` calls `check_keywords` itself.
+
+    Raises
+    ------
+    TypeError
+        From the function, if it takes no such keyword.
+
+    Examples
+    --------
+    >>> @checks_keywords
+    ... def score(run, *, burn_in=0): ...
+    >>> score(1, burnin=3)
+    Traceback (most recent call last):
+    ...
+    TypeError: burnin=3: expected no argument beyond ['run', 'burn_in'], perhaps 'burn_in'
+    """
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **keywords: Any) -> Any:
+        check_keywords(function, keywords)
+        return function(*arguments, **keywords)
+
+    return cast(Verb, checked)
+
+
+def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], others: Iterable[str] = ()) -> None:
+    """Refuse keywords that a function does not take.
+
+    Parameters
+    ----------
+    function : callable
+    keywords : mapping of str to object
+        The caller's keywords.
+    others : iterable of str
+        Keywords that the function takes, and that its signature does not list.
+
+    Raises
+    ------
+    TypeError
+    """
+    known = list(dict.fromkeys([*keywords_of(function), *others]))
+    if unknown := [name for name in keywords if name not in known]:
+        wrong = f"{unknown[0]}={shown(keywords[unknown[0]])}"
+        raise TypeError(f"{wrong}: expected no argument beyond {known}{perhaps(unknown[0], known)}")
+
+
+@functools.cache
+def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the keywords that a function's signature lists."""
+    known: list[str] = []
+    for name, one in inspect.signature(function).parameters.items():
+        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            known.append(name)
+        elif one.kind is one.VAR_KEYWORD and (typed := _TYPED.fullmatch(str(one.annotation))):
+            known += inspect.unwrap(function).__globals__[typed[1]].__annotations__
+    return tuple(known)
