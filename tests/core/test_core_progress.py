@@ -147,7 +147,7 @@ def test_a_bar_counts_the_parts_of_tasks_here_and_elsewhere():
     assert len(bars) == 1
 
 
-@pytest.mark.parametrize("user, expected", [({}, progress._IN_FILES), ({"mininterval": 5.0}, 5.0)])
+@pytest.mark.parametrize(("user", "expected"), [({}, progress._IN_FILES), ({"mininterval": 5.0}, 5.0)])
 def test_a_bar_in_a_file_writes_a_line_every_half_minute(user, expected, capsys):
     with progress.bar_of(10, "counting", shown=True, seconds=1.0, **user) as bar:
         assert bar.mininterval == expected
