@@ -26,7 +26,7 @@ def ran(tmp_path_factory):
 
 
 def test_the_page_has_these_blocks():
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 10
     assert len(BLOCKS[1].strip().splitlines()) == 5  # from the file to a score
 
 
@@ -43,12 +43,28 @@ def test_the_file_is_packed_and_has_a_gap(ran):
 def test_what_the_page_prints(ran):
     _, names, printed = ran
 
-    (rmse, last), (ratios,), (interval, trained), (warning,), (both,), (leap,) = printed
+    (rmse, last), (ratios,), (shipped,), (interval, trained), unknown, (warning,), (both,), (leap,) = printed
     assert 0.15 < rmse < 0.5  # 0.19 without the gap and with all sites
     assert last == names["ds"].time.values[-1]
     assert ratios.shape == (4,)
+    assert shipped < 0.6  # the network has not seen such gaps
+    variance, departures = unknown
+    assert 1.0 < variance < 4.0  # of a poor network; the observation error alone gives 1
+    assert 1.0 < departures[0] < departures[1]
     assert interval == 0.05  # the gap is in no segment
     assert trained < 3.0  # the climate's deviation is 3.6
     assert re.match(r"4\d\d of 519 intervals of time are no whole number of the lorenz96 time step 0.05", str(warning))
     np.testing.assert_array_equal(both, names["late"].time.values[:2])
     assert str(leap) == "2012-03-01 00:00:00"
+
+
+def test_a_record_that_holds_its_words_needs_none(ran):
+    _, names, _ = ran
+    run = names["runs"][[block.startswith("model = words") for block in BLOCKS].index(True)]
+    with_words = names["runs"][1]
+    np.testing.assert_array_equal(run.analysis, with_words.analysis)
+
+
+def test_figures_for_a_paper_are_pdf(ran):
+    folder, _, _ = ran
+    assert (folder / "record.pdf").read_bytes()[:5] == b"%PDF-"

@@ -145,3 +145,15 @@ def test_a_bar_counts_the_parts_of_tasks_here_and_elsewhere():
         work.reach(5)
         assert bars[0].n == 5
     assert len(bars) == 1
+
+
+@pytest.mark.parametrize(("user", "expected"), [({}, progress._IN_FILES), ({"mininterval": 5.0}, 5.0)])
+def test_a_bar_in_a_file_writes_a_line_every_half_minute(user, expected, capsys):
+    with progress.bar_of(10, "counting", shown=True, seconds=1.0, **user) as bar:
+        assert bar.mininterval == expected
+
+
+def test_a_bar_on_a_screen_writes_as_often_as_asked(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress.bar_of(10, "counting", shown=True, seconds=1.0) as bar:
+        assert bar.mininterval == 1.0

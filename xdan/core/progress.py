@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 _T = TypeVar("_T")
 BAR_DELAY = 2.0  # seconds of work that need no bar
 _IN_FILES = 30.0  # seconds between two lines of a bar that is written into a file
+_ON_SCREENS = 0.1  # seconds between two lines of a bar on a screen, as tqdm has them
 _KEPT = 256  # largest number of measurements of the progress
 _LONG = 60.0  # a first part that takes longer than these seconds counts for the speed
 
@@ -77,7 +78,15 @@ class Bar(tqdm):  # type: ignore[misc]
         return told
 
 
-def bar_of(total: float | None, what: str, *, shown: bool, items: Iterable[Any] | None = None, **options: Any) -> Bar:
+def bar_of(
+    total: float | None,
+    what: str,
+    *,
+    shown: bool,
+    items: Iterable[Any] | None = None,
+    seconds: float = _ON_SCREENS,
+    **options: Any,
+) -> Bar:
     """Make a bar. A bar that is written into a file writes a line every half minute.
 
     Parameters
@@ -89,12 +98,14 @@ def bar_of(total: float | None, what: str, *, shown: bool, items: Iterable[Any] 
     shown : bool
     items : iterable, optional
         Items through which the bar goes.
+    seconds : float
+        Least seconds between two lines on a screen.
     **options
         Options of tqdm.
     """
     if tqdm is plain_bar and not getattr(sys.stderr, "isatty", bool)():  # no notebook, no terminal
-        options = {"mininterval": _IN_FILES, "maxinterval": _IN_FILES, **options}
-    return Bar(items, total=total, **{"desc": what, "disable": not shown, **options})
+        seconds, options = _IN_FILES, {"maxinterval": _IN_FILES, **options}
+    return Bar(items, total=total, **{"desc": what, "disable": not shown, "mininterval": seconds, **options})
 
 
 class WorkEndedError(RuntimeError):

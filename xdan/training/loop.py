@@ -141,7 +141,7 @@ class Loop:
         """
         self._begin = clock.perf_counter()
         form = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
-        options = {"mininterval": 1.0, "bar_format": form, **(progress if isinstance(progress, Mapping) else {})}
+        options = {"seconds": 1.0, "bar_format": form, **(progress if isinstance(progress, Mapping) else {})}
         options = {"initial": self._used(self.elapsed_before), **options}
         with (
             Interruption() as interruption,
