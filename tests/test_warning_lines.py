@@ -1,7 +1,6 @@
 """A warning of xdan names the line of the user's file that led to it."""
 
 import inspect
-import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,13 @@ def ds():
     return twin.assign(observation=twin.observation + 9.0)  # far from the truth
 
 
-def in_one_line(call):
-    """Names of the files and lines that warnings name, and the line of the call."""
+def told(call):
+    """Files, categories and lines that warnings name."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        line = inspect.currentframe().f_lineno + 1
         call()
     assert caught
-    return {(one.filename, one.category) for one in caught}, {one.lineno for one in caught}, line
+    return {(one.filename, one.category) for one in caught}, {one.lineno for one in caught}
 
 
 METHOD = {"members": 6, "inflation": 1.1}
@@ -48,7 +46,7 @@ def in_thread(call):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_warning_names_the_users_file(ds, name):
-    seen, lines, _ = in_one_line(lambda: CALLS[name](ds))
+    seen, lines = told(lambda: CALLS[name](ds))
     assert seen == {(__file__, xdan.XdanWarning)}
     first = inspect.getsourcelines(CALLS[name])[1]
     assert lines == {first}  # of the lambda, not of the helpers
@@ -77,7 +75,6 @@ def test_the_same_warning_of_one_line_is_shown_once_and_of_two_lines_twice():
             warn("text of one line")
         warn("text of one line")
     assert len(caught) == 2
-    assert "xdan" in sys.modules
 
 
 def test_one_function_warns():

@@ -238,3 +238,9 @@ def test_ctrl_c_breaks_no_store(tmp_path, at):
         check=False,
     )
     assert answer.stdout.strip() == "DONE", answer.stderr
+
+
+def test_the_bar_of_a_run_has_the_networks_name(twin, net, bars):
+    twin.dan.cycle(net)
+    assert [bar.desc for bar in bars if bar.unit == "cycle"] == [net.description["name"]]
+    assert net.description["name"] != "dan"

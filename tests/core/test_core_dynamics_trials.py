@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import xdan
 from xdan.core.dynamics import CustomDynamics, Lorenz63, Lorenz96
 
 
@@ -89,3 +90,26 @@ def test_start_states_take_the_precision_that_rest_takes():
     dynamics = model(lambda x: -x, rest=lambda noise: torch.add(noise, 1.0) @ torch.diag(shift))
     assert dynamics.start_states().dtype == torch.float32
     assert Lorenz96(8).start_states().dtype == torch.float64
+
+
+def test_a_function_of_several_fields_on_one_field_is_told_of_geometries():
+    def coupled(x):
+        return {"fast": x["slow"], "slow": x["fast"]}
+
+    state = {"fast": 3, "slow": 4}
+    one = xdan.CustomDynamics(step=coupled, state=state, timestep=0.1, spin_up_time=0.0)
+    told = r"failed .*\. This is one field with the dims fast and slow; for 2 fields pass .*\{'fast': xdan.Ring\(3\), "
+    with pytest.raises(ValueError, match=told):
+        one.vet()
+    rings = {"fast": xdan.Ring(3), "slow": xdan.Ring(3)}
+    xdan.CustomDynamics(step=coupled, state=rings, timestep=0.1, spin_up_time=0.0).vet()
+
+
+@pytest.mark.parametrize("state", [{"x": 3}, {"fast": xdan.Ring(3), "slow": xdan.Ring(3)}])
+def test_one_dim_and_fields_with_geometries_have_no_such_hint(state):
+    def fails(x):
+        raise KeyError("no such thing")
+
+    with pytest.raises(ValueError, match="failed for states") as caught:
+        xdan.CustomDynamics(step=fails, state=state, timestep=0.1, spin_up_time=0.0).vet()
+    assert "one field with the dims" not in str(caught.value)

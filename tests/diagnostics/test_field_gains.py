@@ -8,6 +8,7 @@ import xdan
 from xdan.core.networks import AnalysisNetwork, ResidualCNN, register_network
 from xdan.core.networks.registry import _NETWORKS
 from xdan.network import Network
+from xdan.records.fields import component_text
 
 RING, SPHERE = xdan.Ring(3, length=6.0, units="km"), xdan.Sphere(2, 2)
 SLICES = {"h": slice(0, 3), "t": slice(3, 7)}
@@ -72,7 +73,10 @@ def test_symmetry_average_about_a_site_of_the_forecast_field(twin, model, networ
         omega = twin.dan.gain(network, group=group, reference=reference, **options)
         np.testing.assert_allclose(omega, gamma.isel(l=reference), rtol=0, atol=1e-14)
         assert omega.attrs["reference"] == reference
-    assert twin.dan.gain(network, group=group, **options).attrs["reference"] == 2
+    middle = twin.dan.gain(network, group=group, **options).attrs
+    assert middle["reference"] == 2
+    assert middle["reference_site"] == component_text(model, model.space.slices["t"].start + 2)
+    assert middle["reference_site"].startswith("t, ")
     assert omega.attrs["units"] == "m m (K)-1"
     with pytest.raises(ValueError, match="reference=4: expected a site from 0 to 3"):
         twin.dan.gain(network, group=group, reference=4, **options)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import xdan
 from xdan.core.spaces import STATE, Field, StateSpace
 from xdan.records.arranging import arrange_state
-from xdan.records.fields import pack, parts_of, split, split_tensor
+from xdan.records.fields import component_text, pack, parts_of, split, split_tensor
 from xdan.records.following import astray, followed
 from xdan.records.record import read
 from xdan.records.runs import read_run
@@ -611,3 +611,11 @@ def test_instruments_of_fields_have_their_errors(ds, model):
     np.testing.assert_allclose(observing.std, [0.1, 0.5] * 6)
     with pytest.raises(ValueError, match=r"instruments \['buoy'\]: expected one for each instrument; \['ship'\] have"):
         read(bare, dynamics=model, observation_error={"buoy": 0.1})
+
+
+def test_a_component_is_told_by_its_field_and_coordinates():
+    two = xdan.TwoScaleLorenz96(sites=4)
+    assert component_text(two, 3) == "U, x = 3"
+    assert component_text(two, 4).startswith("V, x_fast = ")
+    grid = xdan.CustomDynamics(lambda x: -x, state={"lat": [-30.0, 30.0], "lon": ["a", "b", "c"]}, timestep=0.1)
+    assert component_text(grid, 4) == "lat = 30, lon = b"

@@ -1,9 +1,11 @@
 """Sweeps: cells, sharing, resuming, failing."""
 
 import json
+import logging
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import cloudpickle
 import dask
@@ -13,6 +15,7 @@ import xarray as xr
 import zarr
 
 import xdan
+from xdan.core.progress import Bar
 from xdan.core.twin import TwinExperiment
 from xdan.sweeps import cells, schemes
 from xdan.sweeps.plan import SweepPlan
@@ -605,3 +608,25 @@ def test_wrong_arguments_are_named(model, label):
     for value in WRONG[label]:
         with pytest.raises((TypeError, ValueError), match="expected"):
             xdan.sweep(**{**plain, label: value})
+
+
+def test_the_log_and_the_bar_name_the_cells(model, tmp_path, caplog, monkeypatch):
+    told = []
+    monkeypatch.setattr(Bar, "set_postfix_str", lambda self, text="", refresh=True: told.append(text))
+    with caplog.at_level(logging.INFO, logger="xdan.runs"):
+        sizes = {**SIZES, "cycles": 4, "trajectories": 2}
+        xdan.sweep(model, {"OI": {"baseline": "optimal-interpolation"}, "DAN": TINY}, store=tmp_path / "s", **sizes)
+    cells_begun = ["OI, seed=0", "DAN, seed=0"]
+    assert sorted(told) == sorted(cells_begun)
+    lines = [record.message for record in caplog.records]
+    for name in cells_begun:
+        assert lines.count(f"sweep: {name} begins") == 1
+    assert lines.index("sweep: the training for DAN, seed=0 begins") < lines.index("sweep: DAN, seed=0 begins")
+
+
+def test_titles_name_the_labels_of_axes_and_change_no_key(model):
+    of = {"OI": {"baseline": "optimal-interpolation"}}
+    sizes = {"cycles": 4, "trajectories": 2, "burn_in": 2}
+    made = list(SweepPlan.of(model, of, {"error_std": {"good": 0.5, "bad": 2.0}}, 2, sizes, False).cells())
+    assert [cell.title for cell in made] == [f"OI, error_std={e}, seed={s}" for e in ("good", "bad") for s in (0, 1)]
+    assert all(replace(cell, title="").key == cell.key for cell in made)

@@ -185,3 +185,14 @@ def wide_gap(single):
     truth = single.truth.copy()
     truth[{"trajectory": 0, "time": 0}] = np.nan
     return single.assign(truth=xr.DataArray(truth))
+
+
+@pytest.mark.parametrize("function", [lambda: None, lambda told, more: None, lambda *, told: None, 3])
+def test_on_validation_takes_one_argument(function):
+    with pytest.raises(TypeError, match=r"on_validation=.*: expected a function of one dict"):
+        xdan.train(xdan.Lorenz96(sites=8), on_validation=function)
+
+
+@pytest.mark.parametrize("function", [lambda told: None, lambda *told: None, lambda told, more=1: None, print, dict])
+def test_functions_that_take_one_argument_are_taken(function):
+    TrainingArguments(source=xdan.Lorenz96(sites=8), on_validation=function)
