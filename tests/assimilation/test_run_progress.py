@@ -130,9 +130,10 @@ def test_rows_of_blocks_are_logged(twin, tmp_path, caplog, monkeypatch):
         caplog.clear()
         stored()
     first, *rest = caplog.messages
-    assert first == f"{place} goes on: 3 of 6 blocks are done, and 0 of the way back"
+    # Of the second row of blocks one is broken, and the thread of the other may have come to its end.
+    later = {f"{place} goes on: {done} of 6 blocks are done, and 0 of the way back": done for done in (2, 3)}
     assert [re.sub(r", \S+ s$", "", line) for line in rest] == [
-        f"{place}: {done} of 6 blocks are done" for done in (5, 6)
+        f"{place}: {done} of 6 blocks are done" for done in (later[first] + 2, 6)
     ]
 
 
