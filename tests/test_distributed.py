@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import xdan
-from xdan.sweeps import sweeps
+from xdan.core.progress import Bar
 
 TINY = {"network": "residual-cnn", "filters": 4, "blocks": 1, "kernel": 3, "steps": 30, "window": 4, "batch": 2}
 SIZES = {"cycles": 60, "trajectories": 6, "burn_in": 10, "progress": False}
@@ -107,7 +107,7 @@ def test_a_smoothed_run_of_separate_processes(client, record, tmp_path):
 
 def test_a_killed_worker_changes_no_sweep(client, model, whole, tmp_path, monkeypatch):
     store, killed = tmp_path / "sweep.zarr", []
-    own = sweeps.tqdm.update
+    own = Bar.update
 
     def killing(bar, *args):
         if not killed:
@@ -116,7 +116,7 @@ def test_a_killed_worker_changes_no_sweep(client, model, whole, tmp_path, monkey
             os.kill(client.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
         return own(bar, *args)
 
-    monkeypatch.setattr(sweeps.tqdm, "update", killing)
+    monkeypatch.setattr(Bar, "update", killing)
     found = xdan.sweep(model, {"DAN": TINY}, AXES, store=store, **SIZES)
     assert killed
     assert found.failed.sum() == 0

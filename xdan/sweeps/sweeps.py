@@ -140,14 +140,14 @@ def sweep(
             "yes=True to go on"
         )
     plan.check_cells(missing)
-    tasks = _tasks(missing, cell_store, plan.trained, plan.experiment.dynamics.given_climate)
+    tasks, titles = _tasks(missing, cell_store, plan.trained, plan.experiment.dynamics.given_climate)
     if cell_store is None:
         return plan.cube(tasks)
     check_reachable(store)
     try:
         with writing(store):
             cell_store.begin()
-            _compute(tasks, {cell.key: cell.title for cell in missing}, cell_store, progress)
+            _compute(tasks, titles, cell_store, progress)
             cell_store.finish(plan.cube({cell.key: cell_store.read(cell.key) for cell in cells}))
     except OSError as error:
         if error.errno not in _FULL:
@@ -162,20 +162,28 @@ def sweep(
 
 def _tasks(
     cells: Sequence[Cell], cell_store: CellStore | None, trained: Mapping[str, Network], climate: GivenClimate | None
-) -> dict[str, Delayed]:
-    """Delayed results by key. A training that cells share is one task, and so are a trained network and a climate."""
+) -> tuple[dict[str, Delayed], dict[str, str]]:
+    """Delayed results by key of the cell, and what the tasks do, by key of the task.
+
+    A training that cells share is one task, and so are a trained network and a climate.
+    """
     shared = None if climate is None else dask.delayed(climate, traverse=False)
     trained_tasks = {key: dask.delayed(network, traverse=False) for key, network in trained.items()}
     networks: dict[str, Delayed] = {}
+    titles: dict[str, str] = {}
     for cell in cells:
         if cell.scheme.trains:
-            networks[cell.training_key] = _network(cell.with_climate(None), shared, cell_store)
+            if cell.training_key not in networks:
+                task = networks[cell.training_key] = _network(cell.with_climate(None), shared, cell_store)
+                titles[task.key] = f"training for {cell.title}"
         elif (task := cell.scheme.trained_network(trained_tasks)) is not None:
             networks[cell.training_key] = task
-    return {
+    results = {
         cell.key: _result(cell.key, cell.with_climate(None), shared, cell_store, networks.get(cell.training_key))
         for cell in cells
     }
+    titles |= {results[cell.key].key: cell.title for cell in cells}
+    return results, titles
 
 
 @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
@@ -220,22 +228,24 @@ def _is_full(error: BaseException) -> bool:
 
 
 class _Bar(Callback):  # type: ignore[misc]
-    """A progress bar over some tasks of a local scheduler. It names the cell that was begun last.
+    """A progress bar over some tasks of a local scheduler. It says what was begun last.
 
     Parameters
     ----------
+    keys : set of task key
+        Tasks that count.
     titles : mapping of task key to str
-        Name of the cell of each task.
+        What each task does.
     bar : Bar
     """
 
-    def __init__(self, titles: Mapping[Any, str], bar: Any) -> None:
+    def __init__(self, keys: set[Any], titles: Mapping[Any, str], bar: Any) -> None:
         super().__init__(pretask=self._begun, posttask=self._seen)
-        self.keys, self.bar, self.done = titles, bar, 0
+        self.keys, self.titles, self.bar, self.done = keys, titles, bar, 0
 
     def _begun(self, key: Any, *_: Any) -> None:
-        if key in self.keys:
-            self.bar.set_postfix_str(self.keys[key])
+        if key in self.titles:
+            self.bar.set_postfix_str(self.titles[key])
 
     def _seen(self, key: Any, *_: Any) -> None:
         if key in self.keys:
@@ -259,7 +269,7 @@ def _compute(tasks: Mapping[str, Delayed], titles: Mapping[str, str], cell_store
                     if (error := future.exception()) is not None:
                         hint = _KILLED if isinstance(error, KilledWorker) else ""
                         cell_store.write(key, {"failed": 1.0, "error": _why(error) + hint})
-                    bar.set_postfix_str(titles[key], refresh=False)
+                    bar.set_postfix_str(titles[tasks[key].key], refresh=False)
                     bar.update()
                     RUNS.info("sweep: %d of %d cells are done", len(tasks) - len(futures), len(tasks))
             except BaseException:
@@ -267,7 +277,7 @@ def _compute(tasks: Mapping[str, Delayed], titles: Mapping[str, str], cell_store
                 raise
         elif wanted:
             scheduler = None if dask.config.get("scheduler", None) else "synchronous"
-            with _Bar({task.key: titles[key] for key, task in tasks.items()}, bar):
+            with _Bar({task.key for task in wanted}, titles, bar):
                 dask.compute(*wanted, scheduler=scheduler)
 
 
