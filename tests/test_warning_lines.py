@@ -77,6 +77,13 @@ def test_the_same_warning_of_one_line_is_shown_once_and_of_two_lines_twice():
     assert len(caught) == 2
 
 
+def test_code_without_a_module_is_warned_too(ds):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(compile("ds.dan.baseline('etkf', members=6, inflation=1.1)", "a block", "exec"), {"ds": ds})
+    assert {one.filename for one in caught} == {"a block"}
+
+
 def test_one_function_warns():
     """Levels of a stack that are counted by hand point into xdan."""
     files = {str(path.relative_to(ROOT)): path.read_text() for path in ROOT.rglob("*.py")}

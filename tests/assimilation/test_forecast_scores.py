@@ -247,6 +247,9 @@ def test_standard_errors_of_one_trajectory():
     assert scores.skill_horizon.attrs["comment"] == "NaN: not reached within the lead times"
     chunked = ds.chunk(time=33).dan.score_forecasts(forecasts.chunk(time=17)).compute()
     xr.testing.assert_allclose(chunked, scores, rtol=1e-10)
+    seen = ds.dan.score_forecasts(forecasts, against="observations").compute()
+    assert seen.rmse_standard_error.attrs["comment"] == "8 blocks of 27 starts, one trajectory"
+    assert (seen.rmse_standard_error * seen.rmse)[0] > (error * scores.rmse)[0]  # observations' errors scatter too
     few = ds.dan.score_forecasts(forecasts.isel(time=slice(0, 50)))
     assert few.rmse_standard_error.isnull().all()
     assert few.rmse_standard_error.attrs["comment"].startswith("none: one trajectory of 50 starts")

@@ -306,7 +306,7 @@ def test_a_record_of_one_run_without_the_dim(twin, run, tmp_path):
         ({"lead": 0.12}, ValueError, "lead=0.12: an interval of 0.12 is not a positive multiple"),
         ({"lead": 0.15, "step": 0.1}, ValueError, "lead=0.15 is no multiple of the step 0.1.*lead=0.2"),
         ({"lead": -1.0}, ValueError, "lead=-1"),
-        ({"lead": "long"}, TypeError, "lead='long'"),
+        ({"lead": "long"}, ValueError, "lead='long'"),
         ({"step": 0.03}, ValueError, "step=0.03: an interval"),
         ({"lead": np.timedelta64(1, "D")}, ValueError, "has no length: expected model time"),
         ({"every": 0}, ValueError, "every=0"),

@@ -476,7 +476,7 @@ def test_3d_var_refuses_a_background_of_another_size():
 def test_trained_background_needs_the_truth():
     record = lorenz96_record(2)
     blind = Record(record.dynamics, record.observing, record.observation, record.steps, record.trajectory, 1)
-    with pytest.raises(ValueError, match="needs the truth"):
+    with pytest.raises(ValueError, match="no truth, and training needs one"):
         ThreeDVar(background="trained").prepare(blind)
 
 

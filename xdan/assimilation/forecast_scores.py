@@ -199,10 +199,9 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
     fine = sums if alone and sums.sizes[TRAJECTORY] > 1 else None  # thirds of these blocks
     sums = sums if fine is None else _in_blocks(fine)
     observed = pair.observed
-    weight, values = _moment(sums, "weight"), {name: _moment(sums, name) for name in kernels.MOMENTS}
-    if observed:
-        for name in ("square", "persistence", "actual"):
-            values[f"{name}_of_states"] = values[name] - values["noise"]
+    values = _moments(sums, observed)
+    finer = None if fine is None else _moments(fine, observed)
+    weight = values["weight"]
     units, scores = pair.means.units, dict[str, Score]()
     by, comment = ("by batch means", pair.groups_in_words) if alone else ("over trajectories", "")
 
@@ -210,8 +209,8 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
         if TRAJECTORY not in dims:
             return values[name] / weight.where(weight > 0), None
         mean, error = _mean_and_error(values[name], weight)
-        if fine is not None:
-            error = batch_means.lugsail(error, _mean_and_error(_moment(fine, name), _moment(fine, "weight"))[1])
+        if finer is not None:
+            error = batch_means.lugsail(error, _mean_and_error(finer[name], finer["weight"])[1])
         return mean, error if alone or sums.sizes[TRAJECTORY] > 1 else None
 
     def add(name: str, value: xr.DataArray, long_name: str, power: int = 1, **more: Any) -> None:
@@ -327,8 +326,13 @@ def _deviation(setup: Any, target: Target) -> Array:
     return deviation
 
 
-def _moment(sums: xr.DataArray, name: str) -> xr.DataArray:
-    return sums.isel({MOMENT: kernels.AT[name]})
+def _moments(sums: xr.DataArray, observed: bool) -> dict[str, xr.DataArray]:
+    """The sums by their names; against observations also squares without the variance of the observations' errors."""
+    values = {name: sums.isel({MOMENT: place}) for name, place in kernels.AT.items()}
+    if observed:
+        for name in ("square", "persistence", "actual"):
+            values[f"{name}_of_states"] = values[name] - values["noise"]
+    return values
 
 
 def _in_blocks(parts: xr.DataArray) -> xr.DataArray:
