@@ -16,6 +16,7 @@ def printed(block, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::xdan.XdanWarning")
+@pytest.mark.slow
 def test_the_correction_helps(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     wrong, corrected = printed(BLOCKS[0], capsys)

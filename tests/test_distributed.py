@@ -123,6 +123,7 @@ def test_a_killed_worker_changes_no_sweep(client, model, whole, tmp_path, monkey
     xr.testing.assert_allclose(found.load().drop_vars(TIMED), whole.drop_vars(TIMED), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_its_workers_is_told(client, model, tmp_path):
     """What the kernel does to a process that is out of memory, the dynamics' own step does here."""
 
@@ -149,6 +150,7 @@ def _die_in_a_worker(x):
 
 
 @pytest.mark.parametrize("place", ["networks", "cells"])
+@pytest.mark.slow
 def test_a_full_disk_stops_a_sweep_and_keeps_its_cells(model, whole, tmp_path, monkeypatch, place):
     from zarr.storage import LocalStore
 

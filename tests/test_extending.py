@@ -161,6 +161,7 @@ def written_tendency(x: np.ndarray, forcing: float, k: int) -> np.ndarray:
     return answer
 
 
+@pytest.mark.slow
 def test_the_model_is_the_published_one(answers):
     for smoothing in SMOOTHINGS:
         expected = written_tendency(answers["x"], 8.0, smoothing)

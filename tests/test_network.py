@@ -328,6 +328,7 @@ def test_networks_of_other_systems_assimilate_there(name):
     assert float(ds.dan.score(run, burn_in=burn_in).rmse) < most
 
 
+@pytest.mark.slow
 def test_networks_on_the_sphere_assimilate_there():
     """All three come within half an observation error in two days, from a climate of four states."""
     model = xdan.SphereQG()

@@ -249,6 +249,7 @@ def test_a_training_that_is_taken_up_again_has_the_same_bits(source, quick, tmp_
         assert_array_equal(resumed.arrays[name], value)
 
 
+@pytest.mark.slow
 def test_processes_learn_the_same(quick):
     ds = xdan.twin(MODEL, trajectories=1, **LANES).compute()
     one, two = (xdan.train(ds, small(), processes=count, **quick) for count in (1, 2))
@@ -270,6 +271,7 @@ def test_lyapunov_vectors_are_carried_at_the_times_of_the_record(season):
     assert xdan.lyapunov_vectors(season, vectors=1, spin_up=5).growth.shape == (4, 25, 1)
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_through_seasons(tmp_path):
     experiment = xdan.TwinExperiment(MODEL.starting_at(4.0), interval=0.1)
     schemes, axes = {"3d": {"baseline": "3d-var", "scale": 0.1}}, {"amplitude": [0.0, 3.0]}

@@ -557,6 +557,7 @@ def test_a_trajectory_starts_anew_after_a_gap(interrupted, name, settings):
 
 
 @pytest.mark.parametrize(("name", "settings"), GAPS[:4])
+@pytest.mark.slow
 def test_gaps_are_found_in_any_blocks_and_after_a_kill(interrupted, name, settings, tmp_path, monkeypatch):
     whole = interrupted.dan.baseline(name, **settings, restart_after=1.0)
     pieces = interrupted.chunk(trajectory=2, time=35)

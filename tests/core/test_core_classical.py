@@ -142,6 +142,7 @@ def test_stochastic_enkf_converges_like_one_over_the_root_of_the_members():
 
 
 @pytest.mark.parametrize("name", ["particle", "optimal-particle"])
+@pytest.mark.slow
 def test_particle_filters_converge_to_the_kalman_filter_with_model_noise(name):
     growth, noise, sigma = 0.9, 0.4, 0.7
     dynamics = CustomDynamics(step=lambda x: growth * x, state={"x": 1}, timestep=1.0, spin_up_time=0.0)
@@ -431,6 +432,7 @@ def test_the_spin_up_finds_the_truth_from_the_climatology():
 
 
 @pytest.mark.parametrize("tune_on", ["innovation", "truth"])
+@pytest.mark.slow
 def test_the_tuned_inflation_is_the_best_of_those_tried(tune_on):
     record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 120, lanes=4)
     asked = method_by_name("etkf", members=5, inflation="tune", tune_on=tune_on)

@@ -193,6 +193,7 @@ def test_nothing_is_computed_before_it_is_asked(ds, carried, run, rebuilt, compu
     assert computed.calls == calls
 
 
+@pytest.mark.slow
 def test_the_same_on_a_ring_that_is_turned(ds, rebuilt, carried, run):
     """One site of all turns of a state has the mean of all sites; not where the group moves what is observed."""
     ring = xdan.Group.ring(SITES)

@@ -118,6 +118,7 @@ def test_a_checkpoint_that_is_of_no_use_is_left_behind(model, tmp_path, found):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_cell_travels_light(model, monkeypatch, quick):
     """Architectures without weights; a trained network once, whatever the number of its cells."""
     net = xdan.train(model, xdan.ResidualCNN(filters=32), **quick)
@@ -443,6 +444,7 @@ def test_schedulers_of_the_session_are_left_alone(model, tmp_path):
         assert dask.config.get("scheduler") == "threads"
 
 
+@pytest.mark.slow
 def test_a_damaged_network_is_trained_again(model, tmp_path, counted):
     whole = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
     (folder,) = (path for path in (tmp_path / "s" / "networks").iterdir() if path.is_dir())
@@ -489,6 +491,7 @@ def test_damage_at_the_root_is_mended(model, tmp_path, counted):
     assert counted["score"] == 1
 
 
+@pytest.mark.slow
 def test_a_network_of_another_training_is_not_taken(model, tmp_path, counted, quick):
     whole = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
     (folder,) = (path for path in (tmp_path / "s" / "networks").iterdir() if path.is_dir())
