@@ -208,7 +208,7 @@ def test_trained_saved_opened_and_cycled(network, tmp_path):
 
 
 def test_one_network_for_any_number_of_members():
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     network = perturbed(LearnedLETKF(5, radius=2.0, farthest=6.0, nodes=4, spin_up=2))
     network.normalise(2.3, 3.6, 1.0)
     net = xdan.Network.from_module(network, ("x",), {})
