@@ -16,12 +16,12 @@ from xdan.core.networks import (
     ModuleNetwork,
     ResidualCNN,
     check_network,
+    how_to_open,
     module_networks,
     named_modules,
     network_by_name,
     with_modules,
 )
-from xdan.core.networks.module import how_to_open
 from xdan.core.spaces import Components, Field, Plane, Ring, StateSpace
 
 SMALL = {"filters": 3, "blocks": 1, "kernel": 3}

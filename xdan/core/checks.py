@@ -46,9 +46,9 @@ def warn(text: str) -> None:
     """
     caller = sys._getframe(1)
     frame = _user_frame(caller) or _waiting_frame() or caller
-    told = frame.f_globals.setdefault("__warningregistry__", {})  # where Python notes what it has said
+    registry = frame.f_globals.setdefault("__warningregistry__", {})  # where Python notes its warnings
     module = frame.f_globals.get("__name__") or frame.f_code.co_filename  # with None Python drops the warning
-    warnings.warn_explicit(text, XdanWarning, frame.f_code.co_filename, frame.f_lineno, module, told)
+    warnings.warn_explicit(text, XdanWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
 
 
 def _user_frame(frame: FrameType | None, through: str = "xdan") -> FrameType | None:

@@ -60,7 +60,17 @@ def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], ot
     ------
     TypeError
     """
-    known = list(dict.fromkeys([*keywords_of(function), *others]))
+    refuse_unknown(keywords, [*keywords_of(function), *others])
+
+
+def refuse_unknown(keywords: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse keywords that are none of some names.
+
+    Raises
+    ------
+    TypeError
+    """
+    known = list(dict.fromkeys(names))
     if unknown := [name for name in keywords if name not in known]:
         wrong = f"{unknown[0]}={shown(keywords[unknown[0]])}"
         raise TypeError(f"{wrong}: expected no argument beyond {known}{perhaps(unknown[0], known)}")

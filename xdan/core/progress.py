@@ -71,11 +71,11 @@ class Bar(tqdm):  # type: ignore[misc]
     @property
     def format_dict(self) -> dict[str, Any]:
         """Values from which a line of the bar is written."""
-        told: dict[str, Any] = super().format_dict
+        values: dict[str, Any] = super().format_dict
         if not self.disable:
-            self._recent.see(told["elapsed"], told["n"])
-            told["rate"] = self._recent.value
-        return told
+            self._recent.see(values["elapsed"], values["n"])
+            values["rate"] = self._recent.value
+        return values
 
 
 def bar_of(

@@ -11,9 +11,10 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import numpy as np
 import xarray as xr
 
-from ..core.checks import perhaps, shown
+from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.formats import data_format
+from ..core.keywords import refuse_unknown
 from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
 from ..core.twin import INSTRUMENT, check_field_names, names_fields
 from .arranging import arrange, arrange_state, labels_of, reordered
@@ -401,11 +402,7 @@ def check_words(words: Any) -> None:
     TypeError
         If an argument is not one of `RecordWords`.
     """
-    known = list(RecordWords.__annotations__)
-    if unknown := [name for name in words if name not in known]:
-        raise TypeError(
-            f"{unknown[0]}={shown(words[unknown[0]])}: expected no argument beyond {known}{perhaps(unknown[0], known)}"
-        )
+    refuse_unknown(words, RecordWords.__annotations__)
 
 
 def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -87,7 +87,7 @@ def search_grid(method: Method, record: Record) -> tuple[Method, tuple[float, ..
         (name,) = names
         values = torch.tensor(method.tried(name), dtype=torch.float64).to(record.observation.dtype)
         numbers[name] = float(vertex(values, curve, best))
-    TUNING.info("%s: chose %s", method.name, _told(numbers))
+    TUNING.info("%s: chose %s", method.name, _in_words(numbers))
     chosen = method.at(numbers)
     chosen._curve = curve.reshape([len(method.tried(name)) for name in names])
     return chosen, grid[best]
@@ -112,7 +112,7 @@ def burn_in(record: Record, part: Search) -> int:
     return min(part.burn_in, record.observation.shape[1] // 3)
 
 
-def _told(numbers: Mapping[str, float]) -> str:
+def _in_words(numbers: Mapping[str, float]) -> str:
     return ", ".join(f"{name}={value:g}" for name, value in numbers.items())
 
 
@@ -128,16 +128,16 @@ def _scores_in_turn(method: Method, record: Record, grid: list[tuple[float, ...]
             numbers = dict(zip(names, values, strict=True))
             one = method.at(numbers)
             scores.append(_scores(one, record, run(one, record, tick=counted(bar))[0], 1))
-            told = _tell(method, len(scores), len(grid), numbers, float(scores[-1]))
-            bar.set_postfix_str(told, refresh=False)
+            text = _log_score(method, len(scores), len(grid), numbers, float(scores[-1]))
+            bar.set_postfix_str(text, refresh=False)
     return torch.cat(scores)
 
 
-def _tell(method: Method, number: int, candidates: int, numbers: Mapping[str, float], score: float) -> str:
-    """Log the score of a candidate, and say it in short."""
-    told = f"{_told(numbers)}: {method.curve.name} {score:.4g}"
-    TUNING.info("%s, candidate %d of %d: %s", method.name, number, candidates, told)
-    return told
+def _log_score(method: Method, number: int, candidates: int, numbers: Mapping[str, float], score: float) -> str:
+    """Log the score of a candidate, and return it as a short text."""
+    text = f"{_in_words(numbers)}: {method.curve.name} {score:.4g}"
+    TUNING.info("%s, candidate %d of %d: %s", method.name, number, candidates, text)
+    return text
 
 
 def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...]]) -> Tensor:
@@ -156,7 +156,7 @@ def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...
         outputs, _ = run(method.at(numbers), repeated, tick=counted(bar))
     scores = _scores(method, record, outputs, copies)
     for number, (values, score) in enumerate(zip(grid, scores.tolist(), strict=True), 1):
-        _tell(method, number, copies, dict(zip(method.to_tune(), values, strict=True)), score)
+        _log_score(method, number, copies, dict(zip(method.to_tune(), values, strict=True)), score)
     return scores
 
 

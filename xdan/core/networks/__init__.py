@@ -11,7 +11,7 @@ from .hyper_gain import HyperGain
 from .kalman_cnn import KalmanCNN
 from .learned_letkf import LearnedLETKF
 from .linear_in_zeta import LinearInZeta
-from .module import ModuleNetwork, how_to_open, module_networks, moved, named_modules, with_modules
+from .module import ModuleNetwork
 from .opening import network_of_shapes
 from .registry import (
     known_networks,
@@ -25,6 +25,7 @@ from .registry import (
 from .residual_cnn import ResidualCNN
 from .site_statistics import Seen
 from .trials import check_network
+from .user_modules import how_to_open, module_networks, moved, named_modules, with_modules
 
 __all__ = [
     "Activation",
