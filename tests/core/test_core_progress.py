@@ -57,6 +57,13 @@ def test_work_that_goes_on_does_not_start_at_nothing():
     assert rate.value == pytest.approx(0.2)
 
 
+def test_the_rate_is_that_of_the_last_half_of_the_time():
+    rate = progress.RecentRate()
+    for seconds, done in ((0.0, 0), (2.0, 10), (10.0, 12), (15.0, 20), (20.0, 22)):
+        rate.see(seconds, done)
+    assert rate.value == pytest.approx((22 - 12) / (20 - 10))  # neither of the whole time nor of the last part
+
+
 def test_a_first_part_that_takes_long_is_measured():
     rate = progress.RecentRate()
     rate.see(0.0, 0)
