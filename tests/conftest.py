@@ -14,6 +14,7 @@ import xarray as xr
 from hypothesis import HealthCheck, settings
 
 import xdan
+from xdan.core.dynamics import base
 
 torch.set_num_threads(1)
 # Examples share the session's fixtures, which they never change; the first ones pay for imports.
@@ -31,6 +32,40 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def synchronous():
     """One core, and errors with their own traceback."""
     with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_validation():
+    """Endless twins are validated on 4 trajectories of 60 cycles, in place of 64 of 250.
+
+    Other processes validate as users do. Modules that compare with them override this fixture.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("xdan.training.twin_source.VALIDATION_CYCLES", 60)
+        patched.setattr("xdan.training.twin_source.VALIDATION_LANES", 4)
+        yield
+
+
+_SPUN_UP, _KNOWN_BY_CONFIG = {}, (xdan.Lorenz63, xdan.Lorenz96, xdan.TwoScaleLorenz96, xdan.KuramotoSivashinsky)
+
+
+def _remembered(dynamics, labels, seed, members, purpose, like, compute=base.climatology):
+    """States of the climate of a model of xdan, which are spun up once for each key."""
+    if type(dynamics) not in _KNOWN_BY_CONFIG or dynamics.given_climate is not None:
+        return compute(dynamics, labels, seed, members, purpose, like)
+    model = (type(dynamics), repr(dynamics.config()), dynamics.spin_up_time, dynamics.model_step)
+    key = (model, tuple(map(int, labels)), seed, members, purpose, like.dtype, like.device)
+    if key not in _SPUN_UP:
+        _SPUN_UP[key] = compute(dynamics, labels, seed, members, purpose, like)
+    return _SPUN_UP[key].clone()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spun_up_once():
+    """Spin-ups, an eighth of the time of all tests, are not repeated. Modules that test them override this fixture."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(base, "climatology", _remembered)
         yield
 
 

@@ -31,7 +31,7 @@ def times():
     return known | calendars
 
 
-@pytest.fixture(params=["datetime64", "timedelta64", "noleap", "360_day"])
+@pytest.fixture(params=["datetime64", "timedelta64", pytest.param("noleap", marks=pytest.mark.slow), "360_day"])
 def dated(request, twin, times, dated_model):
     """The twin with dates, described by a dynamics with a unit of time."""
     if request.param not in times:

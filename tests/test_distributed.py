@@ -23,6 +23,11 @@ AXES = {"window": [2, 3, 4, 5]}
 TIMED = ["seconds", "training_seconds"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_validation():
+    """None: what is computed here is compared with what other processes compute."""
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two processes of one thread under nannies, which start others in place of those that die."""
@@ -89,6 +94,7 @@ def test_a_killed_worker_changes_no_gain(client, record, net):
     np.testing.assert_allclose(future.result().values, expected.values, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_run(client, record, net):
     expected = record.dan.cycle(net).compute(scheduler="synchronous")
     future = client.compute(record.dan.cycle(net).analysis)
@@ -105,6 +111,7 @@ def test_a_smoothed_run_of_separate_processes(client, record, tmp_path):
     np.testing.assert_allclose(stored.smoothed, expected.smoothed, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_sweep(client, model, whole, tmp_path, monkeypatch):
     store, killed = tmp_path / "sweep.zarr", []
     own = Bar.update

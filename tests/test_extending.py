@@ -162,6 +162,7 @@ def written_tendency(x: np.ndarray, forcing: float, k: int) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.slow  # ci/docs_blocks.py runs the files
 def test_the_model_is_the_published_one(answers):
     for smoothing in SMOOTHINGS:
         expected = written_tendency(answers["x"], 8.0, smoothing)
@@ -170,6 +171,7 @@ def test_the_model_is_the_published_one(answers):
     np.testing.assert_allclose(answers["along"], answers["along differences"], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs the files
 def test_the_geometry_has_a_half_twist(answers):
     """In two turns it is a ring of twice the points, whose second half is the first with the other sign."""
     x, n = answers["x"], SITES
@@ -185,6 +187,7 @@ def test_the_geometry_has_a_half_twist(answers):
     assert (turns % 2 == 1).all()  # an odd number of fronts, on every trajectory at every time
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs the files
 def test_the_method_nudges(answers):
     """Half of the sites are observed; the others keep the forecast."""
     y, forecast, analysis = answers["y"], answers["forecast"], answers["analysis"]
@@ -195,6 +198,7 @@ def test_the_method_nudges(answers):
     assert answers["tuned"] in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs the files
 def test_the_objective_is_the_huber_loss(answers):
     """Half the square up to delta, and the tangent beyond; the gradient is the error, clipped."""
     x, delta = answers["x"][None], 2.5
@@ -209,6 +213,7 @@ def test_the_objective_is_the_huber_loss(answers):
     assert by_name == by_object != other
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs the files
 def test_the_score_is_of_the_long_waves(answers):
     """Projected on cosines and sines one by one, with the norms of a root mean square."""
     error, angle = answers["analysis"] - answers["truth"], 2 * np.pi * np.arange(SITES) / SITES
@@ -219,6 +224,7 @@ def test_the_score_is_of_the_long_waves(answers):
     np.testing.assert_allclose(answers["long waves"], np.sqrt(square), rtol=1e-10)
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs the files
 def test_the_network_learns_opens_and_is_differentiated(answers):
     assert answers["validation"].min() < 0.95 * answers["validation"][0]
     assert len(set(answers["digests"])) == 1
@@ -227,6 +233,7 @@ def test_the_network_learns_opens_and_is_differentiated(answers):
     np.testing.assert_allclose(answers["covariance"], answers["covariance differences"], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs the files
 def test_stores_open_once_their_modules_are_imported(folder, answers):
     (folder / "later.py").write_text(LATER)
     dynamics, network, opened = python(folder, "later.py").strip().split("\n")

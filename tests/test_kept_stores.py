@@ -32,6 +32,11 @@ RELATIVE_OF = {("operator", "innovation_ratio"): 5e-2}
 Answer = dict[str, np.ndarray[Any, Any]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_validation() -> None:
+    """None: earlier versions validated on more."""
+
+
 def opened(store: Path) -> xr.Dataset:
     return xr.open_zarr(store, consolidated=False)
 

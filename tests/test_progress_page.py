@@ -13,6 +13,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.M)
 SEEN = ["", r"^   20 .* s  loss .*  RMSE \d", r"^\d\.\d+$", "Surrogate"]  # what each prints
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs them, too
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 @pytest.mark.filterwarnings("ignore:tuning inflation")
 def test_a_block_runs(number, capsys, caplog):

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from page_blocks import DOCS, blocks_of
 
 import xdan
@@ -19,6 +20,7 @@ def test_every_page_is_reached_from_the_first():
     assert pages == set(re.findall(r"^([\w-]+)$", trees, re.M))
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs its blocks
 def test_the_first_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

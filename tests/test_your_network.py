@@ -51,6 +51,7 @@ def mine(single, quick):
     return xdan.train(single, small(), **quick)
 
 
+@pytest.mark.slow  # ci/docs_blocks.py runs them
 def test_blocks_of_the_page_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}

@@ -7,6 +7,8 @@ import pytest
 import xarray as xr
 from page_blocks import blocks_of
 
+pytestmark = pytest.mark.slow  # ci/docs_blocks.py runs the blocks, too
+
 BLOCKS = [block.code for block in blocks_of("your-record")]
 
 

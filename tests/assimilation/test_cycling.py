@@ -113,7 +113,7 @@ def whole(gappy, net):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_any_chunks(name, data, gappy, net, whole):
     rows, columns = data.draw(cuts(4)), data.draw(cuts(24))
@@ -146,8 +146,13 @@ def test_processes(gappy, net, whole, tmp_path):
         assert_close(stored.compute(), whole("dan"))
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("chunks", [{}, {"trajectory": 3, "time": 7}, {"time": 24}])
+@pytest.mark.parametrize(
+    ("chunks", "name"),
+    [
+        *(({"trajectory": 3, "time": 7}, name) for name in METHODS),
+        *((chunks, name) for chunks in ({}, {"time": 24}) for name in KEEPING),
+    ],
+)
 def test_store_is_the_result(name, chunks, gappy, net, whole, tmp_path):
     stored = xdan.cycle(
         gappy.chunk(chunks) if chunks else gappy,
@@ -510,11 +515,11 @@ def test_a_model_in_single_precision_cycles_into_a_store_and_is_scored(tmp_path)
 
 @pytest.fixture(scope="module")
 def interrupted(model):
-    """Intervals of 0.05, and one of 3.0 before the analysis 40; of trajectory 1 nothing is seen from 60 to 90."""
-    intervals = np.full(99, 0.05)
-    intervals[39] = 3.0
-    ds = xdan.twin(model, cycles=100, trajectories=3, seed=5, interval=intervals, dtype="float64").compute()
-    blind = (np.arange(100) >= 60) & (np.arange(100) < 90)
+    """Intervals of 0.05, and one of 3.0 before the analysis 20; of trajectory 1 nothing is seen from 30 to 42."""
+    intervals = np.full(49, 0.05)
+    intervals[19] = 3.0
+    ds = xdan.twin(model, cycles=50, trajectories=3, seed=5, interval=intervals, dtype="float64").compute()
+    blind = (np.arange(50) >= 30) & (np.arange(50) < 42)
     observation = ds.observation.where(~xr.DataArray(blind, dims="time") | (ds.trajectory != 1))
     return ds.assign(observation=observation)
 
@@ -536,33 +541,33 @@ GAPS = [
 @pytest.mark.parametrize(("name", "settings"), GAPS)
 def test_a_trajectory_starts_anew_after_a_gap(interrupted, name, settings):
     """From then on it is the run of a record that begins there, for methods without draws and spin-up."""
-    run = interrupted.dan.baseline(name, **settings, restart_after=1.0)
-    assert run.attrs["restart_after"] == 1.0
+    run = interrupted.dan.baseline(name, **settings, restart_after=0.5)
+    assert run.attrs["restart_after"] == 0.5
     windowed = name in ("4d-var", "eda", "ienks", "iterated-kalman-smoother")
-    expected = np.zeros((3, 100), bool)
-    expected[:, 40] = True
-    expected[1, 90] = not windowed  # a window is shared by all trajectories: intervals alone count
+    expected = np.zeros((3, 50), bool)
+    expected[:, 20] = True
+    expected[1, 42] = not windowed  # a window is shared by all trajectories: intervals alone count
     np.testing.assert_array_equal(run.restarted, expected)
     plain = interrupted.dan.baseline(name, **settings)
-    np.testing.assert_array_equal(run.analysis[:, :40], plain.analysis[:, :40])
+    np.testing.assert_array_equal(run.analysis[:, :20], plain.analysis[:, :20])
     assert "restarted" not in plain
     if name in ("3d-var", "extended-kalman", "4d-var", "iterated-kalman-smoother"):
-        anew = interrupted.isel(time=slice(40, 60)).dan.baseline(name, **settings)
+        anew = interrupted.isel(time=slice(20, 30)).dan.baseline(name, **settings)
         for variable in ("forecast", "analysis"):
-            np.testing.assert_allclose(run[variable][:, 40:60], anew[variable], **CLOSE)
-        rmse = [float(interrupted.dan.score(one, dim=[]).rmse[:, 41:50].mean()) for one in (run, plain)]
+            np.testing.assert_allclose(run[variable][:, 20:30], anew[variable], **CLOSE)
+        rmse = [float(interrupted.dan.score(one, dim=[]).rmse[:, 21:30].mean()) for one in (run, plain)]
         assert rmse[0] < rmse[1]
-    alone = interrupted.isel(trajectory=[0, 2]).dan.baseline(name, **settings, restart_after=1.0)
+    alone = interrupted.isel(trajectory=[0, 2]).dan.baseline(name, **settings, restart_after=0.5)
     np.testing.assert_allclose(run.analysis[[0, 2]], alone.analysis, **CLOSE)  # one that starts anew moves no other
 
 
 @pytest.mark.parametrize(("name", "settings"), GAPS[:4])
 @pytest.mark.slow
 def test_gaps_are_found_in_any_blocks_and_after_a_kill(interrupted, name, settings, tmp_path, monkeypatch):
-    whole = interrupted.dan.baseline(name, **settings, restart_after=1.0)
-    pieces = interrupted.chunk(trajectory=2, time=35)
+    whole = interrupted.dan.baseline(name, **settings, restart_after=0.5)
+    pieces = interrupted.chunk(trajectory=2, time=18)
     np.testing.assert_allclose(
-        pieces.dan.baseline(name, **settings, restart_after=1.0).analysis, whole.analysis, **CLOSE
+        pieces.dan.baseline(name, **settings, restart_after=0.5).analysis, whole.analysis, **CLOSE
     )
     done, write = [], Stream.write
 
@@ -578,22 +583,22 @@ def test_gaps_are_found_in_any_blocks_and_after_a_kill(interrupted, name, settin
     with monkeypatch.context() as patched:
         patched.setattr(Stream, "write", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            stream(1.0)
+            stream(0.5)
     with pytest.raises(FileExistsError):
         stream(2.0)  # another run
-    resumed = stream(1.0)
+    resumed = stream(0.5)
     np.testing.assert_allclose(resumed.analysis, whole.analysis, **CLOSE)
     np.testing.assert_array_equal(resumed.restarted, whole.restarted)
 
 
 def test_a_network_starts_anew_with_an_empty_memory(interrupted, net):
-    run = interrupted.dan.cycle(net, restart_after=1.0, members=True)
+    run = interrupted.dan.cycle(net, restart_after=0.5, members=True)
     assert run.restarted.sum("time").values.tolist() == [1, 2, 1]
-    assert not run.memory.values[:, 40].any()
-    assert run.memory.values[:, 39].any()
-    assert not run.memory.values[1, 90].any()
-    assert run.memory.values[0, 90].any()
-    np.testing.assert_array_equal(run.forecast.values[:, 40], run.forecast.values[:, 0])  # the climate's mean
+    assert not run.memory.values[:, 20].any()
+    assert run.memory.values[:, 19].any()
+    assert not run.memory.values[1, 42].any()
+    assert run.memory.values[0, 42].any()
+    np.testing.assert_array_equal(run.forecast.values[:, 20], run.forecast.values[:, 0])  # the climate's mean
 
 
 def test_no_gap_is_as_long_as_itself(interrupted, net):

@@ -224,7 +224,7 @@ def test_dims_that_are_not_averaged_stay(twin, forecasts):
 
 def test_standard_errors_of_one_trajectory():
     """Blocks of starts, and their thirds, take the places of trajectories; the same for any chunks."""
-    ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=440, trajectories=1, seed=0)
+    ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=440, trajectories=1, seed=0).compute()
     rng = np.random.default_rng(1)
     noise = 0.1 * rng.normal(size=ds.truth.shape)
     run = xr.Dataset({"analysis": ds.truth + noise, "forecast": ds.truth + noise}).compute()

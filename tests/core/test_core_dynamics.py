@@ -29,6 +29,11 @@ from xdan.core.spaces import Coordinate
 DOUBLE = torch.zeros((), dtype=torch.float64)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def spun_up_once() -> None:
+    """None: every spin-up is made."""
+
+
 def states(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 2.3 + 3.6 * torch.randn(shape, generator=generator, dtype=torch.float64)

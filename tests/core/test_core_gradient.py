@@ -49,7 +49,7 @@ def assert_same(found, expected):
         assert_close(found.state[name], value, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["rmse", "mse"])
+@pytest.mark.parametrize("objective", ["rmse", pytest.param("mse", marks=pytest.mark.slow)])
 def test_shares_make_the_gradient_of_the_whole_batch(objective):
     forcing = 8.0
     # A function defined here, which the helpers cannot import.

@@ -130,7 +130,7 @@ def record(dynamics, every, count, rows=2):
     return torch.stack(states[1:], 1), [0] + [every] * (count - 1)
 
 
-@pytest.fixture(scope="module", params=["lorenz63", "lorenz96"])
+@pytest.fixture(scope="module", params=["lorenz63", pytest.param("lorenz96", marks=pytest.mark.slow)])
 def chaos(request):
     """A record of a flow, and its vectors of both kinds."""
     dynamics, every = {"lorenz63": (Lorenz63(), 10), "lorenz96": (Lorenz96(8, timestep=0.025), 4)}[request.param]

@@ -557,7 +557,7 @@ def test_analyses_are_drawn_to_the_observations_of_their_own_time(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("cuts", [(5,), (1, 2, 9)])
+@pytest.mark.parametrize("cuts", [pytest.param((5,), marks=pytest.mark.slow), (1, 2, 9)])
 def test_a_record_in_blocks_gives_what_the_whole_gives(name, cuts):
     record = lorenz96_record(steps=lambda k: (1 + k % 3) if k else 0, sites=Sites.random(3, 8))
     method = METHODS[name]().prepare(record)

@@ -119,7 +119,9 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize(("method", "name"), [("em", "scores"), ("desroziers", "statistics")])
-@pytest.mark.parametrize("passes", [1, 3, 4])
+@pytest.mark.parametrize(
+    "passes", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_killed_call_goes_on(record, method, name, passes, tmp_path, monkeypatch):
     words = {**START, "iterations": 5, "tolerance": 1e-9}
     few = record.isel(trajectory=slice(0, 6), time=slice(0, 16))

@@ -209,8 +209,7 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("kind", TIMES)
-@pytest.mark.parametrize("cycles", [slice(24), slice(3, 4)])
+@pytest.mark.parametrize(("kind", "cycles"), [*((kind, slice(24)) for kind in TIMES), ("dates", slice(3, 4))])
 def test_times_that_are_no_numbers(twin, run, kind, cycles):
     """The picture itself; which records have such times is not its affair."""
     labelled = state_panels.read_states(twin, {}, "a picture")

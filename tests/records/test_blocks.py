@@ -153,7 +153,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the nanny's setting is glibc's")
-@pytest.mark.parametrize(("told", "lasting"), [({}, False), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, True)])
+@pytest.mark.parametrize(
+    ("told", "lasting"), [({}, False), pytest.param({"MALLOC_MMAP_THRESHOLD_": "131072"}, True, marks=pytest.mark.slow)]
+)
 def test_memory_is_used_again_under_a_nanny(told, lasting):
     """One MiB a hundred times is 25,600 page faults when it is mapped anew; what a user says of it holds."""
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536", **told}

@@ -63,8 +63,8 @@ def test_observations_that_turn_around_the_ring_are_those_of_its_sites(model, tw
     [
         ("4d-var", {"window": 2, "scale": 0.1}),
         ("enkf-n", {"members": 6}),
-        ("extended-kalman", {"inflation": 1.05}),
-        ("letkf", {"members": 5}),
+        pytest.param("extended-kalman", {"inflation": 1.05}, marks=pytest.mark.slow),
+        pytest.param("letkf", {"members": 5}, marks=pytest.mark.slow),
     ],
 )
 def test_chunks_and_resumed_stores_agree_bit_for_bit(moving, tmp_path, monkeypatch, name, settings):

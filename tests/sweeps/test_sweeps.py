@@ -49,13 +49,13 @@ def test_a_cell_is_the_experiment_by_hand(model, tmp_path):
     cube = xdan.sweep(
         model,
         {"EnKF-N": {"baseline": "enkf-n", "members": 5}, "DAN": TINY},
-        {"interval": [0.05, 0.1], "forcing": [6.0, 8.0]},
+        {"interval": [0.05, 0.1], "forcing": [6.0]},
         seeds=2,
         store=tmp_path / "sweep.zarr",
         **SIZES,
     )
     assert cube.rmse.dims == ("scheme", "interval", "forcing", "seed")
-    assert dict(cube.sizes) == {"scheme": 2, "interval": 2, "forcing": 2, "seed": 2}
+    assert dict(cube.sizes) == {"scheme": 2, "interval": 2, "forcing": 1, "seed": 2}
     other = xdan.Lorenz96(sites=8, forcing=6.0)
     test = xdan.twin(other, interval=0.1, cycles=12, trajectories=3, seed=1_000_001).compute()
     place = {"interval": 0.1, "forcing": 6.0, "seed": 1}

@@ -860,6 +860,7 @@ def test_ctrl_c_returns_the_best_network_until_then(tmp_path, at, processes):
     assert answer.stdout.strip() == "DONE", answer.stderr
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_raises_and_keeps_the_network(tmp_path):
     answer = run_script(INTERRUPTED, tmp_path, 7, 1, "again")
     assert answer.stdout.strip() == "KEPT", answer.stderr
