@@ -1,4 +1,4 @@
-"""A misspelt keyword of a public function is refused, and the message names the right one."""
+"""A misspelt keyword of a public function or class is refused, and the message names the right one."""
 
 import inspect
 
@@ -6,11 +6,13 @@ import pytest
 
 import xdan
 from xdan.accessor import DanAccessor
-from xdan.core.keywords import checks_keywords, keywords_of
+from xdan.core.keywords import checks_keywords, constructor_checks_keywords, keywords_of
 from xdan.records.record import RecordWords
 
 VERBS = sorted(name for name in vars(DanAccessor) if not name.startswith("_"))
 FUNCTIONS = sorted(name for name in xdan.__all__ if inspect.isfunction(getattr(xdan, name)))
+CLASSES = sorted(name for name in xdan.__all__ if inspect.isclass(getattr(xdan, name)))
+MADE_BY_XDAN = ("Network", "XdanWarning")
 OF_TRAINING = {"calibrate", "with_spread"}  # their keywords go to train and to a network
 
 
@@ -23,7 +25,8 @@ def own_keywords(function):
     """Keywords with a name that a letter may be left out of."""
     parameters = inspect.signature(function).parameters.values()
     names = [one.name for one in parameters if one.default is not one.empty]
-    words = list(RecordWords.__annotations__) if any(one.name == "words" for one in parameters) else []
+    takes_words = any(one.name == "words" and one.kind is one.VAR_KEYWORD for one in parameters)
+    words = list(RecordWords.__annotations__) if takes_words else []
     return [name for name in [*names, *words] if len(name) > 4]
 
 
@@ -58,6 +61,37 @@ def test_functions_name_the_keyword_that_was_meant(name):
     for keyword in own_keywords(function):
         with pytest.raises(TypeError, match=rf"{misspelt(keyword)}.*, perhaps '{keyword}'"):
             function(*arguments, **{misspelt(keyword): 1})
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSES if name not in MADE_BY_XDAN and not inspect.isabstract(getattr(xdan, name))]
+)
+def test_classes_name_the_keyword_that_was_meant(name):
+    construct = getattr(xdan, name)
+    for keyword in own_keywords(construct):
+        with pytest.raises(TypeError, match=rf"{misspelt(keyword)}=1: .*, perhaps '{keyword}'"):
+            construct(**{misspelt(keyword): 1})
+
+
+def test_a_checked_class_stays_itself():
+    @constructor_checks_keywords
+    class Ring:
+        def __init__(self, sites, length=1.0):
+            self.sites, self.length = sites, length
+
+    @constructor_checks_keywords
+    class Named(Ring):
+        def __init__(self, name, **more):
+            self.name = name
+            super().__init__(**more)
+
+    named = Named("n", sites=3, length=2.0)
+    assert (named.name, named.sites, named.length) == ("n", 3, 2.0)
+    assert list(inspect.signature(Ring).parameters) == ["sites", "length"]
+    with pytest.raises(TypeError, match=r"size=3: expected no argument beyond \['sites', 'length'\]"):
+        Named("n", size=3)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'sites'"):
+        Ring()
 
 
 def test_sweep_refuses_burnin():

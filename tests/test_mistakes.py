@@ -161,6 +161,22 @@ TABLES = {
             lambda a: xdan.cycle(a.twin, a.net, observation_errors=1.0),
             ("observation_errors=1.0", "expected no argument beyond", "perhaps 'observation_error'"),
         ),
+        "a parameter of a model": (
+            lambda a: xdan.Lorenz96(site=8),
+            ("site=8", "expected no argument beyond .*'forcing'", "perhaps 'sites'"),
+        ),
+        "a parameter of a network": (
+            lambda a: xdan.ResidualCNN(filter=8),
+            ("filter=8", "expected no argument beyond .*'kernel'", "perhaps 'filters'"),
+        ),
+        "a setting of an experiment": (
+            lambda a: xdan.TwinExperiment(a.model, error_sdt=1.0),
+            ("error_sdt=1.0", "expected no argument beyond .*'interval'", "perhaps 'error_std'"),
+        ),
+        "a setting of a spread": (
+            lambda a: xdan.with_spread(a.net, mea="frozen"),
+            ("mea='frozen'", "expected no argument beyond .*'filters'", "perhaps 'mean'"),
+        ),
         "a verb misspelt": (
             lambda a: a.twin.dan.cylce(a.net),
             (".dan has no 'cylce'", "it has .*'baseline'", "perhaps 'cycle'"),

@@ -1,4 +1,4 @@
-"""Keywords of public functions: a misspelt one is refused before any work, and the message names a similar one."""
+"""Keywords of public functions and classes: a misspelt one is refused at once, and the message names a similar one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from .checks import perhaps, shown
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
+Class = TypeVar("Class", bound=type)
 
 _TYPED = re.compile(r"Unpack\[(\w+)\]")  # annotation of keywords that a TypedDict lists
 
@@ -43,6 +44,42 @@ def checks_keywords(function: Verb) -> Verb:
         return function(*arguments, **keywords)
 
     return cast(Verb, checked)
+
+
+def constructor_checks_keywords(cls: Class) -> Class:
+    """Decorate a class, so that its constructor refuses keywords as `checks_keywords` does.
+
+    A constructor that the class inherits, or one with `**words`, stays as it is: what it calls may check.
+
+    Returns
+    -------
+    type
+        The class itself.
+
+    Examples
+    --------
+    >>> @constructor_checks_keywords
+    ... class Ring:
+    ...     def __init__(self, sites=40): ...
+    >>> Ring(site=8)
+    Traceback (most recent call last):
+    ...
+    TypeError: site=8: expected no argument beyond ['sites'], perhaps 'sites'
+    """
+    construct: Any = vars(cls).get("__init__")
+    if construct is None:
+        return cls
+    _, *parameters = inspect.signature(construct).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return cls
+
+    @functools.wraps(construct)
+    def checked(instance: Any, *arguments: Any, **keywords: Any) -> None:
+        refuse_unknown(keywords, [one.name for one in parameters])
+        construct(instance, *arguments, **keywords)
+
+    setattr(cls, "__init__", checked)  # noqa: B010
+    return cls
 
 
 def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], others: Iterable[str] = ()) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from .checks import perhaps, shown
+from .keywords import constructor_checks_keywords
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -76,7 +77,7 @@ class Registry(Generic[T]):
         return self._classes[name]
 
     def register(self, cls: C, function: str) -> C:
-        """Register a class under its attribute `name`, for a decorator of classes.
+        """Register a class under its attribute `name`, for a decorator of classes. Its constructor checks keywords.
 
         Parameters
         ----------
@@ -101,7 +102,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, by which it is known")
         self.add(name, cls)
-        return cls
+        return constructor_checks_keywords(cls)
 
     def check(self, cls: Any, function: str) -> None:
         """Refuse an object that is not a class of this kind.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .checks import shown
+from .keywords import constructor_checks_keywords
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -152,6 +153,7 @@ def rows_of(x: Array, axes: int) -> tuple[tuple[int, ...], Array]:
     return lead, np.broadcast_to(np.arange(math.prod(lead)).reshape(*lead, *[1] * axes), x.shape)
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True)
 class StateScore:
     """A user's score: one number for each time of a trajectory, from the truth and a run.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checks import perhaps, real, real_array, shown
 from .dynamics import Dynamics, check_declarations, dynamics_to_json
+from .keywords import constructor_checks_keywords
 from .observing import FieldSites, Sites
 from .spaces import StateSpace
 from .tables import html_table
@@ -34,6 +35,7 @@ class TwinSetting(TypedDict, total=False):
     model_error_covariance: Any
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True, eq=False, repr=False)
 class TwinExperiment:
     """A model, the truth that it forecasts, and the observations of this truth.

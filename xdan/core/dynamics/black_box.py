@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import choice, integer, shown, switch
+from ..keywords import constructor_checks_keywords
 from ..pieces import Moment, OfFields, call_on
 from ..spaces import StateSpace
 from ..user_functions import in_transform
@@ -27,6 +28,7 @@ _IDLE = 30  # seconds after which a helper process without work ends
 _one_at_a_time = threading.RLock()
 
 
+@constructor_checks_keywords
 class NumpyDynamics(CustomDynamics, pure=True):
     """A user's model from a NumPy function: a program in Fortran, an emulator, or anything that steps an array.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checks import integer, real, real_array, shown
+from ..keywords import constructor_checks_keywords
 from ..spaces import MOST_COMPONENTS, Coordinate, Field, Geometry, StateSpace
 from ..spaces.coordinates import word
 from ..user_functions import call, check_answer, isolated
@@ -33,6 +34,7 @@ State = (
 )
 
 
+@constructor_checks_keywords
 class CustomDynamics(Dynamics, pure=True):
     """A user's model from a torch function.
 

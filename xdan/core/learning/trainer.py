@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import choice, real
 from ..dynamics import Dynamics
+from ..keywords import constructor_checks_keywords
 from ..methods import Record, State, method_of, run
 from ..networks import AnalysisNetwork, module_networks
 from ..observing import ObservingSystem
@@ -51,6 +52,7 @@ class Windows(Protocol):
         """End threads that read ahead."""
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True)
 class Optimiser:
     """How fast the weights follow the gradient: Muon on the hidden convolutions, Adam on everything else.

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..checks import choice, integer, real, shown
+from ..keywords import constructor_checks_keywords
 
 Units = Literal["state", "state squared", "1"]
 POWERS: Mapping[Units, int] = {"state": 1, "state squared": 2, "1": 0}
 """The power of the state's units that each name stands for."""
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True)
 class Output:
     """A quantity that a method gives at every cycle, beside its forecast and its analysis.
@@ -83,6 +85,7 @@ class Choice:
     units: Units = "1"
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True)
 class Tunable:
     """A parameter that may be "tune".

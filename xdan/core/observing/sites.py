@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, shown
+from ..keywords import constructor_checks_keywords
 from ..random import Purpose, normal, uniform
 
 _KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True)
 class Sites:
     """An observing network that observes some of the state's sites directly.

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..keywords import constructor_checks_keywords
 from .covariances import check_real, covariance_factor, pivots
 from .operators import Operator
 from .positions import InterpolationOperator, Positions
@@ -16,6 +17,7 @@ _TIMES = 8  # number of times of a moving H that represent all times
 _PIVOTS = 100  # R's scaled pivots must exceed this times the dtype's resolution, or solutions with R lose digits
 
 
+@constructor_checks_keywords
 class ObservingSystem:
     """H and R of y = H(x) + e, e normal with covariance R; P observations of a state of N sites.
 

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import integer, real_array, shown
+from ..keywords import constructor_checks_keywords
 
 _NEAR = 1e-2  # relative to the smallest distance of two points: how far labels of a record may be from the points
 MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True)
 class Coordinate:
     """Values and CF attributes of one dim of the state.

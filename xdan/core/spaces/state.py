@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import shown, switch
+from ..keywords import constructor_checks_keywords
 from .base import Geometry, geometry_from_json, geometry_to_json
 from .coordinates import MOST_COMPONENTS, Coordinate, word
 from .joint import joint_symmetries
@@ -19,6 +20,7 @@ from .joint import joint_symmetries
 STATE = "state"  # dim of a packed state of several fields
 
 
+@constructor_checks_keywords
 @dataclass(frozen=True)
 class Field:
     """One physical variable of a state.
@@ -123,6 +125,7 @@ class FixedInput:
         self.values = values.detach().clone()
 
 
+@constructor_checks_keywords
 class StateSpace:
     """The fields of a state in their order. Together they make a flat vector.
 
