@@ -644,16 +644,16 @@ def test_no_gpu(a, verb):
     assert contents(a.folder) == before
 
 
-@pytest.mark.parametrize("given", ["lorenz96", 3, lambda x: x])
-def test_dynamics_of_another_type(a, given):
+@pytest.mark.parametrize("dynamics", ["lorenz96", 3, lambda x: x])
+def test_dynamics_of_another_type(a, dynamics):
     with pytest.raises(TypeError, match=r"expected an xdan Dynamics such as xdan.Lorenz96\(\); wrap a torch function"):
-        xdan.cycle(a.twin, a.net, dynamics=given)
+        xdan.cycle(a.twin, a.net, dynamics=dynamics)
 
 
-@pytest.mark.parametrize("given", ["twin.zarr", np.zeros(3)])
-def test_training_on_another_type(given):
+@pytest.mark.parametrize("source", ["twin.zarr", np.zeros(3)])
+def test_training_on_another_type(source):
     with pytest.raises(TypeError, match=r"cannot train on source=.*: expected an xarray Dataset or an xdan"):
-        xdan.train(given)
+        xdan.train(source)
 
 
 def test_bad_settings_are_refused_before_any_data_is_read(a, untouchable):

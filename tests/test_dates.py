@@ -36,8 +36,8 @@ def dated(request, twin, times, dated_model):
     """The twin with dates, described by a dynamics with a unit of time."""
     if request.param not in times:
         pytest.importorskip("cftime")
-    own = xdan.twin(dated_model, cycles=2)
-    return twin.assign_coords(time=("time", times[request.param], {"axis": "T"})).assign_attrs(own.attrs)
+    described = xdan.twin(dated_model, cycles=2)
+    return twin.assign_coords(time=("time", times[request.param], {"axis": "T"})).assign_attrs(described.attrs)
 
 
 def same(ours: xr.Dataset | xr.DataArray, theirs: xr.Dataset | xr.DataArray, dates: xr.DataArray) -> None:

@@ -34,16 +34,16 @@ def cluster():
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, memory_limit="1.5GiB", dashboard_address=":0", silence_logs=50
-    ) as own:
-        yield own
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture
 def client(cluster):
     distributed = pytest.importorskip("distributed")
-    with dask.config.set(scheduler=None), distributed.Client(cluster) as own:
-        own.wait_for_workers(2)
-        yield own
+    with dask.config.set(scheduler=None), distributed.Client(cluster) as opened:
+        opened.wait_for_workers(2)
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def test_scores_and_gains_of_separate_processes(client, record, net):
     record = record.isel(trajectory=slice(12), time=slice(64))
     run = record.dan.cycle(net)
     lazy = [record.dan.score(run, burn_in=8).rmse, record.dan.gain(net)]
-    found = dask.compute(*lazy)
+    answers = dask.compute(*lazy)
     expected = dask.compute(*lazy, scheduler="synchronous")
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(answers, expected, strict=True):
         np.testing.assert_allclose(one.values, other.values, rtol=1e-6, atol=1e-9)
 
 
@@ -114,20 +114,20 @@ def test_a_smoothed_run_of_separate_processes(client, record, tmp_path):
 @pytest.mark.slow
 def test_a_killed_worker_changes_no_sweep(client, model, whole, tmp_path, monkeypatch):
     store, killed = tmp_path / "sweep.zarr", []
-    own = Bar.update
+    update = Bar.update
 
     def killing(bar, *args):
         if not killed:
             killed.append(True)
             worker = min(client.scheduler_info()["workers"])
             os.kill(client.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
-        return own(bar, *args)
+        return update(bar, *args)
 
     monkeypatch.setattr(Bar, "update", killing)
-    found = xdan.sweep(model, {"DAN": TINY}, AXES, store=store, **SIZES)
+    cube = xdan.sweep(model, {"DAN": TINY}, AXES, store=store, **SIZES)
     assert killed
-    assert found.failed.sum() == 0
-    xr.testing.assert_allclose(found.load().drop_vars(TIMED), whole.drop_vars(TIMED), rtol=1e-5)
+    assert cube.failed.sum() == 0
+    xr.testing.assert_allclose(cube.load().drop_vars(TIMED), whole.drop_vars(TIMED), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -141,11 +141,11 @@ def test_a_cell_that_kills_its_workers_is_told(client, model, tmp_path):
     allow(0)
     try:
         schemes = {"OI": {"baseline": "optimal-interpolation"}}
-        found = xdan.sweep(deadly, schemes, seeds=2, store=tmp_path / "s", **SIZES)
+        cube = xdan.sweep(deadly, schemes, seeds=2, store=tmp_path / "s", **SIZES)
     finally:
         allow(3)
-    assert found.failed.values.ravel().tolist() == [1, 1]
-    assert all("KilledWorker" in error and "memory_limit" in error for error in json.loads(found.attrs["errors"]))
+    assert cube.failed.values.ravel().tolist() == [1, 1]
+    assert all("KilledWorker" in error and "memory_limit" in error for error in json.loads(cube.attrs["errors"]))
 
 
 def _die_in_a_worker(x):
@@ -161,21 +161,21 @@ def _die_in_a_worker(x):
 def test_a_full_disk_stops_a_sweep_and_keeps_its_cells(model, whole, tmp_path, monkeypatch, place):
     from zarr.storage import LocalStore
 
-    store, own = tmp_path / "sweep.zarr", LocalStore.set
+    store, put = tmp_path / "sweep.zarr", LocalStore.set
 
     async def full(self, key, value):
         done = list(Path(store, "cells").glob("*/zarr.json"))
         if len(done) >= 2 and place in str(self.root / key):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
-        return await own(self, key, value)
+        return await put(self, key, value)
 
     with monkeypatch.context() as m:
         m.setattr(LocalStore, "set", full)
         with pytest.raises(
             OSError, match=r"no room left for .*sweep.zarr: finished cells are kept; make room"
-        ) as found:
+        ) as raised:
             xdan.sweep(model, {"DAN": TINY}, AXES, store=store, **SIZES)
-    assert found.value.errno == errno.ENOSPC
+    assert raised.value.errno == errno.ENOSPC
     kept = {path: path.read_bytes() for path in Path(store, "cells").glob("*/zarr.json")}
     assert len(kept) >= 2
     resumed = xdan.sweep(model, {"DAN": TINY}, AXES, store=store, **SIZES)

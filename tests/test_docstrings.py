@@ -24,12 +24,12 @@ def sections(doc):
 def described(doc, section="Parameters"):
     """Parameters that a section of a docstring describes, with their description."""
     entries = re.split(r"^(?=\S)", sections(doc).get(section, ""), flags=re.MULTILINE)
-    found = {}
+    parameters = {}
     for entry in filter(str.strip, entries):
         head, _, body = entry.partition("\n")
         names = head.partition(" : ")[0]
-        found |= {name.strip().replace("\\", ""): head.partition(" : ")[2] + body for name in names.split(",")}
-    return found
+        parameters |= {name.strip().replace("\\", ""): head.partition(" : ")[2] + body for name in names.split(",")}
+    return parameters
 
 
 def taken(value):
@@ -52,7 +52,7 @@ def with_methods(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_docstring_says_it_all_itself(name):
     sent_away = {label: ELSEWHERE.findall(inspect.getdoc(value) or "") for label, value in with_methods(name)}
-    assert {label: found for label, found in sent_away.items() if found} == {}
+    assert {label: phrases for label, phrases in sent_away.items() if phrases} == {}
     assert not re.search(r"^\s*\{\w+\}\s*$", getattr(xdan, name).__doc__, re.MULTILINE)  # a marker that nobody filled
 
 

@@ -81,10 +81,10 @@ def imported(module):
 
 @pytest.fixture(scope="module")
 def graph():
-    found = {module: {name for name in imported(module) if name in MODULES} - {module} for module in MODULES}
-    assert "xdan.assimilation.cycling" in found["xdan.assimilation.baselines"]  # the walk does find imports
-    assert "xdan.training.fitting" in found["xdan.accessor"]
-    return found
+    imports = {module: {name for name in imported(module) if name in MODULES} - {module} for module in MODULES}
+    assert "xdan.assimilation.cycling" in imports["xdan.assimilation.baselines"]  # the walk does find imports
+    assert "xdan.training.fitting" in imports["xdan.accessor"]
+    return imports
 
 
 def test_no_import_cycle(graph):

@@ -44,10 +44,10 @@ def test_same_bits_after_a_store(net, store, twin, run):
 def test_a_store_holds_plain_numbers(store):
     """Anything else would have to be unpickled or imported."""
     metadata = [json.loads(path.read_text()) for path in store.rglob("zarr.json")]
-    arrays = [found for found in metadata if found["node_type"] == "array"]
+    arrays = [array for array in metadata if array["node_type"] == "array"]
     assert len(arrays) > 5
-    assert {found["data_type"] for found in arrays} <= {"float32", "float64", "int64"}
-    assert {codec["name"] for found in arrays for codec in found["codecs"]} <= {"bytes", "zstd", "crc32c"}
+    assert {array["data_type"] for array in arrays} <= {"float32", "float64", "int64"}
+    assert {codec["name"] for array in arrays for codec in array["codecs"]} <= {"bytes", "zstd", "crc32c"}
 
 
 def test_no_history_is_no_obstacle(architecture, tmp_path):
@@ -425,10 +425,10 @@ def test_shipped_networks_assimilate_on_any_ring(name, sites):
 
 @pytest.mark.parametrize("name", network.SHIPPED[:1])
 def test_a_path_comes_before_a_shipped_name(name, twin, tmp_path, monkeypatch, architecture, single, quick):
-    own = single.dan.train(architecture, **quick)
+    net = single.dan.train(architecture, **quick)
     monkeypatch.chdir(tmp_path)
-    own.to_zarr(name)
-    assert xdan.open_network(name) == own
+    net.to_zarr(name)
+    assert xdan.open_network(name) == net
 
 
 def test_a_network_with_a_covariance_is_saved_and_needs_its_run_for_a_gain(tmp_path):

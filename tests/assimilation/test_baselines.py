@@ -25,18 +25,18 @@ def test_three_d_var_by_its_formula(twin, model):
     rng = np.random.default_rng(0)
     root = rng.normal(size=(8, 8))
     b, r = root @ root.T + np.eye(8), np.diag(np.linspace(0.5, 2, 8)) + 0.1
-    found = xdan.baseline(twin, "3d-var", background=torch.from_numpy(b), scale=0.3, observation_error=r)
+    run = xdan.baseline(twin, "3d-var", background=torch.from_numpy(b), scale=0.3, observation_error=r)
     gain = 0.3 * b @ np.linalg.inv(0.3 * b + r)
-    later = found.isel(time=slice(1, None))
+    later = run.isel(time=slice(1, None))
     innovation = twin.observation.values[:, 1:] - later.forecast.values
     np.testing.assert_allclose(later.analysis, later.forecast + innovation @ gain.T, rtol=0, atol=1e-12)
     np.testing.assert_allclose(later.forecast_spread**2, np.broadcast_to(0.3 * np.diag(b), later.spread.shape))
     expected = np.diag(0.3 * (np.eye(8) - gain) @ b)
     np.testing.assert_allclose(later.spread**2, np.broadcast_to(expected, later.spread.shape))
-    before = torch.from_numpy(found.analysis.values[:, :-1]).reshape(-1, 8)
+    before = torch.from_numpy(run.analysis.values[:, :-1]).reshape(-1, 8)
     np.testing.assert_allclose(model.advance(before, 1).reshape(4, 23, 8), later.forecast, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.background_covariance, b)
-    assert float(found.background_scale) == 0.3
+    np.testing.assert_allclose(run.background_covariance, b)
+    assert float(run.background_scale) == 0.3
 
 
 def test_three_d_var_with_gaps_leaves_them_out(twin):
@@ -44,11 +44,11 @@ def test_three_d_var_with_gaps_leaves_them_out(twin):
     b = np.eye(8) + 0.5 * (np.eye(8, k=1) + np.eye(8, k=-1))
     seen = np.arange(8) % 4 == 0
     sparse = twin.assign(observation=twin.observation.where(xr.DataArray(seen, dims="x")))
-    found = xdan.baseline(sparse, "3d-var", background=torch.from_numpy(b), scale=1.0).isel(time=slice(1, None))
+    run = xdan.baseline(sparse, "3d-var", background=torch.from_numpy(b), scale=1.0).isel(time=slice(1, None))
     h = np.eye(8)[seen]
     gain = b @ h.T @ np.linalg.inv(h @ b @ h.T + np.eye(2))
-    innovation = (sparse.observation.values[:, 1:] - found.forecast.values)[..., seen]
-    np.testing.assert_allclose(found.analysis, found.forecast + innovation @ gain.T, rtol=0, atol=1e-12)
+    innovation = (sparse.observation.values[:, 1:] - run.forecast.values)[..., seen]
+    np.testing.assert_allclose(run.analysis, run.forecast + innovation @ gain.T, rtol=0, atol=1e-12)
 
 
 def test_tuning_takes_the_bottom_of_its_curve(model):
@@ -104,12 +104,12 @@ def test_enkf_n_in_a_linear_gaussian_world(model):
     a = 0.9
     still = xdan.CustomDynamics(step=lambda x: a * x, state={"x": 1}, timestep=1.0, spin_up_time=0.0)
     ds = xdan.twin(still, interval=1.0, cycles=12, trajectories=40, dtype="float64").compute()
-    found = xdan.baseline(ds, "enkf-n", members=200, dynamics=still)
+    run = xdan.baseline(ds, "enkf-n", members=200, dynamics=still)
     variance = 1.0
     for k in range(12):
         variance = variance / (variance + 1.0)
         # Within five standard errors of 40 sample variances, and the 1 / members that the finite size adds.
-        np.testing.assert_allclose((found.spread[:, k] ** 2).mean(), variance, rtol=5 * np.sqrt(2 / 200 / 40) + 0.01)
+        np.testing.assert_allclose((run.spread[:, k] ** 2).mean(), variance, rtol=5 * np.sqrt(2 / 200 / 40) + 0.01)
         variance = a**2 * variance
 
 
@@ -127,10 +127,10 @@ def test_members_are_as_many_as_asked(twin, members):
 
 
 def test_parameters_are_written_down(twin):
-    found = xdan.baseline(twin, "enkf-n", members=3, capped=False)
-    assert found.attrs["method"] == "enkf-n"
-    assert '"members": 3' in found.attrs["method_parameters"]
-    assert '"capped": false' in found.attrs["method_parameters"]
+    run = xdan.baseline(twin, "enkf-n", members=3, capped=False)
+    assert run.attrs["method"] == "enkf-n"
+    assert '"members": 3' in run.attrs["method_parameters"]
+    assert '"capped": false' in run.attrs["method_parameters"]
 
 
 def test_lazy_even_where_it_is_tuned(twin, untouchable, computed):

@@ -71,11 +71,11 @@ def by_hand(ds, net, model, error_variance=1.0):
 
 @pytest.mark.parametrize("std", [1.0, 0.7])
 def test_network_cycles_by_the_equations(gappy, net, model, std):
-    found = xdan.cycle(gappy, net, observation_error=std)
+    run = xdan.cycle(gappy, net, observation_error=std)
     forecast, analysis = by_hand(gappy, net, model, std**2)
-    np.testing.assert_allclose(found.forecast, forecast, **CLOSE)
-    np.testing.assert_allclose(found.analysis, analysis, **CLOSE)
-    assert not found.diverged.any()
+    np.testing.assert_allclose(run.forecast, forecast, **CLOSE)
+    np.testing.assert_allclose(run.analysis, analysis, **CLOSE)
+    assert not run.diverged.any()
 
 
 def test_memory_matters(twin, net, run):
@@ -221,11 +221,11 @@ def test_subset_of_trajectories_is_the_subset(twin, net, run):
 @pytest.mark.parametrize("chunked", [False, True])
 def test_without_trajectories(twin, net, run, chunked):
     bare = twin.isel(trajectory=2, drop=True)
-    found = xdan.cycle(bare.chunk(time=5) if chunked else bare, net)
-    assert found.analysis.dims == ("time", "x")
-    assert "trajectory" not in found.variables
-    assert (found.analysis.chunks is not None) == chunked
-    np.testing.assert_allclose(found.analysis, run.analysis[2], **CLOSE)
+    bare_run = xdan.cycle(bare.chunk(time=5) if chunked else bare, net)
+    assert bare_run.analysis.dims == ("time", "x")
+    assert "trajectory" not in bare_run.variables
+    assert (bare_run.analysis.chunks is not None) == chunked
+    np.testing.assert_allclose(bare_run.analysis, run.analysis[2], **CLOSE)
 
 
 @pytest.mark.parametrize("drop", [False, True])
@@ -262,9 +262,9 @@ def test_names_of_the_users_own(twin, net, run):
     bare = named.drop_attrs(deep=True)
     xr.testing.assert_identical(xdan.cycle(named, net), run)
     roles = {"truth": "nature", "observation": "sondes", "observation_error": "sigma"}
-    found = xdan.cycle(bare, net, dynamics=xdan.Lorenz96(sites=8), **roles)
+    again = xdan.cycle(bare, net, dynamics=xdan.Lorenz96(sites=8), **roles)
     for name in run.data_vars:
-        np.testing.assert_array_equal(found[name], run[name])
+        np.testing.assert_array_equal(again[name], run[name])
 
 
 def test_any_order_of_dims_and_any_byte_order(twin, net, run):
@@ -277,19 +277,19 @@ def test_any_order_of_dims_and_any_byte_order(twin, net, run):
 
 
 def test_single_precision_stays_so(single, net, run):
-    found = xdan.cycle(single, net)
-    assert found.analysis.dtype == np.float32
-    np.testing.assert_allclose(found.analysis, run.analysis, rtol=0, atol=1e-3)
+    single_run = xdan.cycle(single, net)
+    assert single_run.analysis.dtype == np.float32
+    np.testing.assert_allclose(single_run.analysis, run.analysis, rtol=0, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:the network sees")
 def test_nothing_observed_is_a_free_forecast(twin, net, model):
     """Only the first time is observed: zeta is zero after it, and for 3D-Var the analysis is the forecast."""
     blind = twin.assign(observation=twin.observation.where(twin.time < 0.01))
-    found = xdan.cycle(blind, xdan.ThreeDVar(scale=0.1))
-    np.testing.assert_array_equal(found.forecast[:, 1:], found.analysis[:, 1:])
-    start = torch.from_numpy(found.analysis.values[:, 0])
-    np.testing.assert_allclose(model.advance(start, 5), found.analysis[:, 5], **CLOSE)
+    run = xdan.cycle(blind, xdan.ThreeDVar(scale=0.1))
+    np.testing.assert_array_equal(run.forecast[:, 1:], run.analysis[:, 1:])
+    start = torch.from_numpy(run.analysis.values[:, 0])
+    np.testing.assert_allclose(model.advance(start, 5), run.analysis[:, 5], **CLOSE)
     _forecast, analysis = by_hand(blind, net, model)
     np.testing.assert_allclose(xdan.cycle(blind, net).analysis, analysis, **CLOSE)
 
@@ -299,31 +299,31 @@ def test_lost_trajectory_is_reported_and_alone(name, twin, net):
     wild = twin.copy(deep=True)
     wild.observation[1, 10] = 1e12
     method = METHODS[name](net) if name != "3d-var" else xdan.ThreeDVar(scale=0.02)
-    whole, found = (xdan.cycle(ds, method) for ds in (twin, wild))
-    lost = xr.zeros_like(found.diverged)
+    whole, run = (xdan.cycle(ds, method) for ds in (twin, wild))
+    lost = xr.zeros_like(run.diverged)
     lost[1, 10:] = True
-    np.testing.assert_array_equal(found.diverged, lost)
-    assert found.analysis[1, 10:].isnull().all()
-    assert found.forecast[1, 11:].isnull().all()
+    np.testing.assert_array_equal(run.diverged, lost)
+    assert run.analysis[1, 10:].isnull().all()
+    assert run.forecast[1, 11:].isnull().all()
     others = {"trajectory": [0, 2, 3]}
     for variable in ("forecast", "analysis"):
-        np.testing.assert_allclose(found[variable].isel(others), whole[variable].isel(others), **CLOSE)
-        np.testing.assert_allclose(found[variable][1, :10], whole[variable][1, :10], **CLOSE)
+        np.testing.assert_allclose(run[variable].isel(others), whole[variable].isel(others), **CLOSE)
+        np.testing.assert_allclose(run[variable][1, :10], whole[variable][1, :10], **CLOSE)
     parts = xdan.cycle(wild.chunk(time=4, trajectory=2), method).compute()
-    assert_close(parts, found)
+    assert_close(parts, run)
 
 
 @pytest.mark.filterwarnings("ignore:the truth does not follow", "ignore:every trajectory diverged")
 def test_a_model_that_blows_up_is_reported(twin):
     wild = xdan.CustomDynamics(lambda x: 0.1 * x**3, state={"x": 8}, timestep=0.05, spin_up_time=0.0)
     blind = twin.assign(observation=twin.observation.where(twin.time < 0.01))
-    found = xdan.baseline(blind, "enkf-n", members=4, dynamics=wild)
-    assert found.diverged.any("time").all()
-    assert not found.diverged[:, 0].any()
-    assert (found.diverged.astype(int).diff("time") >= 0).all(), "what is lost stays lost"
+    run = xdan.baseline(blind, "enkf-n", members=4, dynamics=wild)
+    assert run.diverged.any("time").all()
+    assert not run.diverged[:, 0].any()
+    assert (run.diverged.astype(int).diff("time") >= 0).all(), "what is lost stays lost"
     for name in ("forecast", "analysis", "spread"):
-        assert np.isfinite(found[name].where(~found.diverged, 0)).all()
-    assert found.analysis.where(found.diverged).isnull().all()
+        assert np.isfinite(run[name].where(~run.diverged, 0)).all()
+    assert run.analysis.where(run.diverged).isnull().all()
 
 
 def test_members(ensemble, twin):
@@ -390,9 +390,9 @@ def test_other_coordinates_come_with_a_streamed_run(twin, tmp_path, zarr_format)
     plain = chunked.drop_encoding() if zarr_format == 2 else chunked  # format 2 has no checksum
     plain.to_zarr(tmp_path / "record.zarr", consolidated=False, zarr_format=zarr_format)
     record = xr.open_zarr(tmp_path / "record.zarr", consolidated=False)
-    found = record.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False).load()
+    run = record.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False).load()
     for name in ("lat", "date", "site_name"):
-        np.testing.assert_array_equal(found[name], auxiliary(twin)[name])
+        np.testing.assert_array_equal(run[name], auxiliary(twin)[name])
     opened = xr.open_zarr(tmp_path / "run.zarr", consolidated=False)
     expected = xdan.score(twin, twin.dan.baseline("optimal-interpolation"))
     for ds in (record, auxiliary(twin)):
@@ -402,9 +402,9 @@ def test_other_coordinates_come_with_a_streamed_run(twin, tmp_path, zarr_format)
 def test_chunks_of_any_sizes_are_streamed(twin, tmp_path):
     """What a selection leaves of chunks, which Zarr cannot have."""
     part = twin.chunk(time=10, trajectory=3).isel(time=slice(3, None), trajectory=slice(1, None))
-    found = part.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False)
+    streamed = part.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False)
     expected = part.compute().dan.baseline("optimal-interpolation")
-    np.testing.assert_allclose(found.analysis, expected.analysis, rtol=1e-12)
+    np.testing.assert_allclose(streamed.analysis, expected.analysis, rtol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:the truth does not follow", "ignore:the observations are far")
@@ -438,12 +438,12 @@ def forced(forcing):
 @pytest.mark.filterwarnings("ignore:the truth does not follow")
 def test_a_run_is_not_resumed_with_another_model(twin, tmp_path, monkeypatch):
     ds = twin.chunk(time=6)
-    own = Stream.write
+    write = Stream.write
 
     def killed(self, i, t, *rest):
         if t == 2:
             raise KeyboardInterrupt
-        return own(self, i, t, *rest)
+        return write(self, i, t, *rest)
 
     call = {"store": tmp_path / "run.zarr", "progress": False, "members": 5}
     with monkeypatch.context() as m:
@@ -468,9 +468,9 @@ def test_a_kill_as_a_run_begins_or_ends(twin, tmp_path, monkeypatch, moment):
             m.setattr(zarr.Group, "create_group", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             twin.dan.baseline("optimal-interpolation", **call)
-    found = twin.dan.baseline("optimal-interpolation", **call)
-    xr.testing.assert_allclose(found.load(), twin.dan.baseline("optimal-interpolation"))
-    assert "xdan_status" not in found.attrs
+    run = twin.dan.baseline("optimal-interpolation", **call)
+    xr.testing.assert_allclose(run.load(), twin.dan.baseline("optimal-interpolation"))
+    assert "xdan_status" not in run.attrs
     assert "xdan_resume" not in zarr.open_group(tmp_path / "run.zarr", mode="r")
 
 

@@ -118,13 +118,13 @@ def test_frequencies_of_a_reliable_ensemble(reliable, narrow):
             np.testing.assert_allclose(parts, table.brier_score, rtol=1e-12)
             assert table.attrs["event"] == "above 1"
         share = (run.members > 1).mean("member")
-        found = xdan.reliability(ds, run, threshold=1.0, bins=5, dynamics=model)
-        np.testing.assert_allclose(found.brier_score, ((share - (ds.truth > 1)) ** 2).mean(), rtol=1e-12)
+        of_members = xdan.reliability(ds, run, threshold=1.0, bins=5, dynamics=model)
+        np.testing.assert_allclose(of_members.brier_score, ((share - (ds.truth > 1)) ** 2).mean(), rtol=1e-12)
         p = stats.norm.sf(1.0, run.analysis, run.spread)
         gaussian = xdan.reliability(ds, many, threshold=1.0, bins=5, dynamics=model)
         np.testing.assert_allclose(gaussian.brier_score, ((p - (ds.truth > 1)) ** 2).mean(), rtol=1e-9)
-        parts_of_reliability.append(float(found.reliability))
-        assert "brier_score_fair" in found
+        parts_of_reliability.append(float(of_members.reliability))
+        assert "brier_score_fair" in of_members
         assert "brier_score_fair" not in gaussian
     assert parts_of_reliability[1] > 3 * parts_of_reliability[0]
 
@@ -133,12 +133,12 @@ def test_quantiles_are_those_of_the_climatology_at_each_component(reliable):
     """Components of unlike climates: the event is as frequent in each."""
     ds, run, model = reliable
     states = np.random.default_rng(0).normal(size=(2001, 8)) * np.arange(1, 9) + 10 * np.arange(8)
-    found = xdan.reliability(ds, run, quantile=0.8, bins=4, dynamics=model, climatology=states)
+    table = xdan.reliability(ds, run, quantile=0.8, bins=4, dynamics=model, climatology=states)
     levels = xr.DataArray(np.quantile(states, 0.8, axis=0), dims="x")
     share = (run.members > levels).mean("member")
-    np.testing.assert_allclose(found.brier_score, ((share - (ds.truth > levels)) ** 2).mean(), rtol=1e-12)
-    own = xdan.reliability(ds, run, quantile=0.5, dynamics=model)  # the model's
-    assert 0.2 < own.base_rate < 0.5  # of a truth about 0, where Lorenz-96 is about 2.3
+    np.testing.assert_allclose(table.brier_score, ((share - (ds.truth > levels)) ** 2).mean(), rtol=1e-12)
+    median_table = xdan.reliability(ds, run, quantile=0.5, dynamics=model)  # the model's
+    assert 0.2 < median_table.base_rate < 0.5  # of a truth about 0, where Lorenz-96 is about 2.3
 
 
 def test_areas_and_fields():

@@ -22,10 +22,10 @@ AT_AN_END = "ignore:tuning inflation"
 @pytest.fixture
 def bars(monkeypatch):
     """Bars appear at once, and are kept here."""
-    made, own = [], progress.Bar.__init__
+    made, initialize = [], progress.Bar.__init__
 
     def kept(self, *arguments, **options):
-        own(self, *arguments, **options)
+        initialize(self, *arguments, **options)
         if not self.disable:
             made.append(self)
 
@@ -105,12 +105,12 @@ def test_calibrating_has_a_bar(twin, net, bars):
 
 def broken(monkeypatch, at):
     """Raise KeyboardInterrupt in the block that begins at this row and column."""
-    own = cycling._cycle_block
+    cycle_block = cycling._cycle_block
 
     def breaking(warns, key, arrays, carry, rows, columns, *rest):
         if (rows.start, columns.start) == at:
             raise KeyboardInterrupt
-        return own(warns, key, arrays, carry, rows, columns, *rest)
+        return cycle_block(warns, key, arrays, carry, rows, columns, *rest)
 
     monkeypatch.setattr(cycling, "_cycle_block", breaking)
 
@@ -142,7 +142,7 @@ def test_threads_end_with_the_call_that_was_interrupted(twin, tmp_path, monkeypa
     """One row of blocks breaks while the thread of the other one is at work."""
     ds, call = twin.chunk(trajectory=2, time=10), {"members": 5, "progress": False}
     at_work, left, over, ends = threading.Event(), threading.Event(), threading.Event(), []
-    own = {name: getattr(cycling, name) for name in ("_cycle_block", "run_method", "_stream_block")}
+    functions = {name: getattr(cycling, name) for name in ("_cycle_block", "run_method", "_stream_block")}
 
     def waits():
         at_work.set()
@@ -152,7 +152,7 @@ def test_threads_end_with_the_call_that_was_interrupted(twin, tmp_path, monkeypa
         if rows.start == 2:
             assert at_work.wait(20)
             raise KeyboardInterrupt
-        outputs = own["_cycle_block"](warns, key, arrays, carry, rows, columns, *rest)
+        outputs = functions["_cycle_block"](warns, key, arrays, carry, rows, columns, *rest)
         if moment == "before it writes":
             waits()
         return outputs
@@ -165,11 +165,11 @@ def test_threads_end_with_the_call_that_was_interrupted(twin, tmp_path, monkeypa
                 waits()
             tick()
 
-        return own["run_method"](*others, slow)
+        return functions["run_method"](*others, slow)
 
     def stream_block(*arguments):
         try:
-            return own["_stream_block"](*arguments)
+            return functions["_stream_block"](*arguments)
         except BaseException as error:
             ends.append(type(error))
             raise

@@ -57,14 +57,14 @@ def test_root_of_the_mean_by_area(globe):
     model, ds, run = globe
     share = area().reshape(4, 6)
     assert share[0, 0] < 0.7 * share[1, 0]
-    found = xdan.score(ds, run, dynamics=model)
+    scores = xdan.score(ds, run, dynamics=model)
     for name, of in (("rmse", "analysis"), ("forecast_rmse", "forecast")):
         squares = (run[of] - ds.truth).values ** 2
-        np.testing.assert_allclose(found[name], np.sqrt((squares * share).sum((2, 3))).mean(), rtol=1e-12)
-    np.testing.assert_allclose(found.spread, np.sqrt((run.spread.values**2 * share).sum((2, 3))).mean(), rtol=1e-12)
+        np.testing.assert_allclose(scores[name], np.sqrt((squares * share).sum((2, 3))).mean(), rtol=1e-12)
+    np.testing.assert_allclose(scores.spread, np.sqrt((run.spread.values**2 * share).sum((2, 3))).mean(), rtol=1e-12)
     error = abs(run.analysis - ds.truth).values
-    np.testing.assert_allclose(found.mean_absolute_error, (error * share).sum((2, 3)).mean(), rtol=1e-12)
-    assert "by area" in found.attrs["rmse_convention"]
+    np.testing.assert_allclose(scores.mean_absolute_error, (error * share).sum((2, 3)).mean(), rtol=1e-12)
+    assert "by area" in scores.attrs["rmse_convention"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -72,8 +72,8 @@ def test_a_constant_error_is_its_own_root(globe, dtype):
     model, ds, _ = globe
     ds = ds.assign(truth=ds.truth.astype(dtype))
     away = xr.Dataset({"forecast": ds.truth + 3, "analysis": ds.truth - 2})
-    found = xdan.score(ds, away, dynamics=model)
-    np.testing.assert_allclose([found.rmse, found.forecast_rmse], [2.0, 3.0], rtol=1e-6)
+    scores = xdan.score(ds, away, dynamics=model)
+    np.testing.assert_allclose([scores.rmse, scores.forecast_rmse], [2.0, 3.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_equal_areas_are_no_weights(geometry):
     ds, run = record(model)
     state = tuple(range(2, ds.truth.ndim))
     error = (ds.truth - run.analysis).values
-    found = xdan.score(ds, run, dynamics=model, dim=())
-    np.testing.assert_array_equal(found.rmse, np.sqrt(np.square(error).mean(state)))
-    assert "by area" not in found.attrs["rmse_convention"]
+    scores = xdan.score(ds, run, dynamics=model, dim=())
+    np.testing.assert_array_equal(scores.rmse, np.sqrt(np.square(error).mean(state)))
+    assert "by area" not in scores.attrs["rmse_convention"]
 
 
 def test_refining_a_part_of_an_interval_changes_no_mean():
@@ -97,31 +97,31 @@ def test_refining_a_part_of_an_interval_changes_no_mean():
     model = model_of(xdan.Interval(places.tolist()))
     ds, _ = record(model)
     away = ds.truth + xr.DataArray(places, dims="x")
-    found = float(xdan.score(ds, xr.Dataset({"forecast": away, "analysis": away}), dynamics=model).rmse)
-    assert found == pytest.approx(np.sqrt(1 / 3), rel=0.02)
-    assert abs(np.sqrt((places**2).mean()) - found) > 0.1
+    rmse = float(xdan.score(ds, xr.Dataset({"forecast": away, "analysis": away}), dynamics=model).rmse)
+    assert rmse == pytest.approx(np.sqrt(1 / 3), rel=0.02)
+    assert abs(np.sqrt((places**2).mean()) - rmse) > 0.1
 
 
 def test_several_fields_and_all_of_them(fields):
     model, ds, run = fields
-    found = xdan.score(ds, run, dynamics=model)
-    assert found.field.values.tolist() == ["h", "c"]
-    assert found.field_units.values.tolist() == ["m", "K"]
+    scores = xdan.score(ds, run, dynamics=model)
+    assert scores.field.values.tolist() == ["h", "c"]
+    assert scores.field_units.values.tolist() == ["m", "K"]
     error, share = (run.analysis - ds.truth).values, area()
     roots = np.stack([np.sqrt((error[..., :24] ** 2 * share).sum(-1)), np.sqrt((error[..., 24:] ** 2).mean(-1))], -1)
-    np.testing.assert_allclose(found.rmse, roots.mean((0, 1)), rtol=1e-12)
+    np.testing.assert_allclose(scores.rmse, roots.mean((0, 1)), rtol=1e-12)
     together = np.sqrt(((roots / [2.0, 0.5]) ** 2).mean(-1))
-    np.testing.assert_allclose(found.rmse_total, together.mean(), rtol=1e-12)
+    np.testing.assert_allclose(scores.rmse_total, together.mean(), rtol=1e-12)
     expected = together.mean(1).std(ddof=1) / np.sqrt(3)
-    np.testing.assert_allclose(found.rmse_standard_error_total, expected, rtol=1e-12)
-    assert "units" not in found.rmse.attrs
-    assert found.rmse_total.attrs["units"] == "1"
-    np.testing.assert_allclose(found.error_variance, [4.0, 0.25], rtol=1e-12)
-    np.testing.assert_allclose(found.error_variance_total, 1.0, rtol=1e-12)
+    np.testing.assert_allclose(scores.rmse_standard_error_total, expected, rtol=1e-12)
+    assert "units" not in scores.rmse.attrs
+    assert scores.rmse_total.attrs["units"] == "1"
+    np.testing.assert_allclose(scores.error_variance, [4.0, 0.25], rtol=1e-12)
+    np.testing.assert_allclose(scores.error_variance_total, 1.0, rtol=1e-12)
     innovation = (ds.observation - run.forecast).values
     variances = np.array([innovation[..., :24].var(), innovation[..., 24:].var()])
-    np.testing.assert_allclose(found.innovation_variance, variances, rtol=1e-12)
-    np.testing.assert_allclose(found.innovation_variance_total, (variances / [4.0, 0.25]).mean(), rtol=1e-12)
+    np.testing.assert_allclose(scores.innovation_variance, variances, rtol=1e-12)
+    np.testing.assert_allclose(scores.innovation_variance_total, (variances / [4.0, 0.25]).mean(), rtol=1e-12)
 
 
 def test_every_score_of_several_fields_is_that_of_the_field_alone(fields):
@@ -130,11 +130,11 @@ def test_every_score_of_several_fields_is_that_of_the_field_alone(fields):
     for field, place in model.space.slices.items():
         geometry = model.space[field].geometry
         alone = model_of(geometry)
-        own = alone.space.coordinates
+        labels = alone.space.coordinates
 
-        def unpack(values, place=place, geometry=geometry, own=own):
+        def unpack(values, place=place, geometry=geometry, labels=labels):
             data = values.values[..., place].reshape(3, 7, *geometry.shape)
-            coordinates = {dim: ds[dim] for dim in DIMS} | {dim: list(c.values) for dim, c in own.items()}
+            coordinates = {dim: ds[dim] for dim in DIMS} | {dim: list(c.values) for dim, c in labels.items()}
             return xr.DataArray(data, coordinates, [*DIMS, *geometry.dims])
 
         std = float(ds.observation_error[place][0])
@@ -154,31 +154,31 @@ def test_labelled_fields_have_the_scores_of_packed_ones(fields):
     apart = apart.assign(observation_error_h=2.0, observation_error_c=0.5)
     of_run = xr.merge([xr.Dataset(split(values, model, name)) for name, values in run.items()])
     for along in ("state", "site"):
-        found = xdan.score(apart, of_run, dynamics=model, along=along)
-        xr.testing.assert_allclose(found, xdan.score(ds, run, dynamics=model, along=along), rtol=1e-12)
+        scores = xdan.score(apart, of_run, dynamics=model, along=along)
+        xr.testing.assert_allclose(scores, xdan.score(ds, run, dynamics=model, along=along), rtol=1e-12)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_field_that_nothing_observes_is_in_units_of_its_deviation(fields):
     model, ds, run = fields
     part = ds.assign(observation=ds.observation.where(ds.state >= 24))
-    found = xdan.score(part, run, dynamics=model)
+    scores = xdan.score(part, run, dynamics=model)
     by_time = xdan.score(part, run, dynamics=model, dim=())
     deviation = ds.truth.values[..., :24].std()
     expected = np.sqrt(((by_time.rmse.values / [deviation, 0.5]) ** 2).mean(-1)).mean()
-    np.testing.assert_allclose(found.rmse_total, expected, rtol=1e-12)
-    assert np.isnan(found.innovation_mean.values[0])
-    np.testing.assert_allclose(found.innovation_mean_total, found.innovation_mean.values[1] / 0.5, rtol=1e-12)
+    np.testing.assert_allclose(scores.rmse_total, expected, rtol=1e-12)
+    assert np.isnan(scores.innovation_mean.values[0])
+    np.testing.assert_allclose(scores.innovation_mean_total, scores.innovation_mean.values[1] / 0.5, rtol=1e-12)
 
 
 def test_a_lost_field_is_told_with_its_cause(fields):
     model, ds, run = fields
     lost = run.assign(analysis=run.analysis.where((ds.state < 24) | (ds.trajectory != 1)))
     with pytest.warns(xdan.XdanWarning, match="'analysis' has NaN or infinite values in 1 of 3 trajectories"):
-        found = xdan.score(ds, lost, dynamics=model)
-    assert np.isfinite(found.rmse[0])
-    assert np.isnan(found.rmse[1])
-    assert np.isnan(found.rmse_total)
+        scores = xdan.score(ds, lost, dynamics=model)
+    assert np.isfinite(scores.rmse[0])
+    assert np.isnan(scores.rmse[1])
+    assert np.isnan(scores.rmse_total)
 
 
 def test_lazy_scores_of_several_fields(fields, computed):
@@ -193,39 +193,39 @@ def test_lazy_scores_of_several_fields(fields, computed):
 
 def test_maps_of_scores(globe):
     model, ds, run = globe
-    found = xdan.score(ds, run, dynamics=model, along="site")
+    maps = xdan.score(ds, run, dynamics=model, along="site")
     error = run.analysis - ds.truth
-    assert found.rmse.dims == ("lat", "lon")
-    np.testing.assert_array_equal(found.lat, ds.lat)
-    assert found.lon.attrs["units"] == "degrees_east"
-    np.testing.assert_allclose(found.rmse, np.sqrt((error.values**2).mean((0, 1))), rtol=1e-12)
-    np.testing.assert_allclose(found.bias, error.values.mean((0, 1)), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found.spread, np.sqrt((run.spread.values**2).mean((0, 1))), rtol=1e-12)
+    assert maps.rmse.dims == ("lat", "lon")
+    np.testing.assert_array_equal(maps.lat, ds.lat)
+    assert maps.lon.attrs["units"] == "degrees_east"
+    np.testing.assert_allclose(maps.rmse, np.sqrt((error.values**2).mean((0, 1))), rtol=1e-12)
+    np.testing.assert_allclose(maps.bias, error.values.mean((0, 1)), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(maps.spread, np.sqrt((run.spread.values**2).mean((0, 1))), rtol=1e-12)
     by_run = xdan.score(ds, run, dynamics=model, along="site", dim="time")
     assert by_run.bias.dims == ("trajectory", "lat", "lon")
-    np.testing.assert_allclose(by_run.bias.mean("trajectory"), found.bias, rtol=1e-9, atol=1e-12)
-    assert found.crps.crps_of.item() == "Gaussian"
+    np.testing.assert_allclose(by_run.bias.mean("trajectory"), maps.bias, rtol=1e-9, atol=1e-12)
+    assert maps.crps.crps_of.item() == "Gaussian"
 
 
 @pytest.mark.filterwarnings("error")
 def test_maps_of_several_fields_lie_on_their_own_dims(fields):
     model, ds, run = fields
     part = ds.assign(observation=ds.observation.where(ds.state >= 24))
-    found = xdan.score(part, run, dynamics=model, along="site")
-    assert found.rmse_h.dims == ("lat", "lon")
-    assert found.rmse_c.dims == ("component",)
-    assert found.component.values.tolist() == ["x", "y", "z"]
+    maps = xdan.score(part, run, dynamics=model, along="site")
+    assert maps.rmse_h.dims == ("lat", "lon")
+    assert maps.rmse_c.dims == ("component",)
+    assert maps.component.values.tolist() == ["x", "y", "z"]
     error = (run.analysis - ds.truth).values
-    np.testing.assert_allclose(found.bias_h, error[..., :24].mean((0, 1)).reshape(4, 6), rtol=1e-9, atol=1e-12)
-    assert (found.rmse_h.attrs["units"], found.rmse_c.attrs["xdan_field"]) == ("m", "c")
-    assert found.rmse_h.attrs["long_name"].endswith(": depth")
-    assert bool(found.innovation_mean_h.isnull().all())
-    assert bool(found.innovation_mean_c.notnull().all())
+    np.testing.assert_allclose(maps.bias_h, error[..., :24].mean((0, 1)).reshape(4, 6), rtol=1e-9, atol=1e-12)
+    assert (maps.rmse_h.attrs["units"], maps.rmse_c.attrs["xdan_field"]) == ("m", "c")
+    assert maps.rmse_h.attrs["long_name"].endswith(": depth")
+    assert bool(maps.innovation_mean_h.isnull().all())
+    assert bool(maps.innovation_mean_c.notnull().all())
 
 
 def test_labels_of_the_users_own_stay_on_maps(twin, run):
-    found = xdan.score(twin.assign_coords(x=45.0 * twin.x), run.assign_coords(x=45.0 * run.x), along="site")
-    assert found.rmse.x.values.tolist() == list(45.0 * np.arange(8))
+    maps = xdan.score(twin.assign_coords(x=45.0 * twin.x), run.assign_coords(x=45.0 * run.x), along="site")
+    assert maps.rmse.x.values.tolist() == list(45.0 * np.arange(8))
 
 
 def test_ranks_are_counted_for_each_field(fields):

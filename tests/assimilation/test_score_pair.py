@@ -32,23 +32,23 @@ def expected(twin, run, burn_in):
 @pytest.mark.parametrize("lazy", [False, True])
 def test_scores_of_the_smoothed_state_by_hand(twin, with_members, computed, lazy):
     ds, run = (twin.chunk(time=7), with_members.chunk(time=5, trajectory=3)) if lazy else (twin, with_members)
-    found = xdan.score(ds, run, which="smoothed", burn_in=4)
+    scores = xdan.score(ds, run, which="smoothed", burn_in=4)
     assert computed.calls == 0
-    found = found.compute()
+    scores = scores.compute()
     by_run = expected(twin, with_members, 4)
-    np.testing.assert_allclose(found.rmse, by_run.mean(), rtol=1e-12)
-    np.testing.assert_allclose(found.rmse_standard_error, by_run.std(ddof=1) / 2, rtol=1e-12)
+    np.testing.assert_allclose(scores.rmse, by_run.mean(), rtol=1e-12)
+    np.testing.assert_allclose(scores.rmse_standard_error, by_run.std(ddof=1) / 2, rtol=1e-12)
     kept = {"time": slice(4, -LAG)}
     error = (with_members.smoothed - twin.truth)[kept]
-    np.testing.assert_allclose(found.mean_absolute_error, abs(error).mean(), rtol=1e-12)
+    np.testing.assert_allclose(scores.mean_absolute_error, abs(error).mean(), rtol=1e-12)
     spread = np.sqrt((with_members.smoothed_spread**2).mean("x"))[kept].mean()
-    np.testing.assert_allclose(found.spread, spread, rtol=1e-12)
-    assert int(found.times_left_out) == LAG
-    assert found.crps_of.item() == "members"
+    np.testing.assert_allclose(scores.spread, spread, rtol=1e-12)
+    assert int(scores.times_left_out) == LAG
+    assert scores.crps_of.item() == "members"
     x, members = twin.truth[kept], with_members.smoothed_members[kept]
     pairs = sum(abs(members - members.isel(member=k)).sum("member") for k in range(5)) / (2 * 5 * 4)
-    np.testing.assert_allclose(found.crps, (abs(members - x).mean("member") - pairs).mean(), rtol=1e-10)
-    assert not {name for name in found if "forecast" in str(name) or "innovation" in str(name)}
+    np.testing.assert_allclose(scores.crps, (abs(members - x).mean("member") - pairs).mean(), rtol=1e-10)
+    assert not {name for name in scores if "forecast" in str(name) or "innovation" in str(name)}
 
 
 def test_times_without_a_smoothed_state(twin, smoother):
@@ -64,10 +64,10 @@ def test_times_without_a_smoothed_state(twin, smoother):
         smoothed=smoother.smoothed.fillna(smoother.analysis),
         smoothed_spread=smoother.smoothed_spread.fillna(smoother.spread),
     )
-    found = xdan.score(twin, whole, which="smoothed")
+    scores = xdan.score(twin, whole, which="smoothed")
     error = whole.smoothed - twin.truth
-    np.testing.assert_allclose(found.rmse, np.sqrt((error**2).mean("x")).mean(), rtol=1e-12)
-    assert int(found.times_left_out) == 0
+    np.testing.assert_allclose(scores.rmse, np.sqrt((error**2).mean("x")).mean(), rtol=1e-12)
+    assert int(scores.times_left_out) == 0
 
 
 def test_the_analysis_of_the_same_run_is_another_score(twin, smoother):
@@ -81,9 +81,9 @@ def test_gaps_of_a_smoothed_state_are_told(twin, smoother):
     gaps = smoother.smoothed.copy(deep=True)
     gaps[2, 24 - LAG - 1] = np.nan
     with pytest.warns(xdan.XdanWarning, match=r"'smoothed' has NaN .* in 1 of 4 .* position 2\), at 1 of 24 cycles"):
-        found = xdan.score(twin, smoother.assign(smoothed=gaps), which="smoothed", dim="time")
-    assert found.rmse.isnull().values.tolist() == [False, False, True, False]
-    assert int(found.times_left_out) == LAG
+        scores = xdan.score(twin, smoother.assign(smoothed=gaps), which="smoothed", dim="time")
+    assert scores.rmse.isnull().values.tolist() == [False, False, True, False]
+    assert int(scores.times_left_out) == LAG
     nothing = smoother.assign(smoothed=np.nan * smoother.smoothed)
     with pytest.warns(xdan.XdanWarning, match="'smoothed' has NaN"):
         assert np.isnan(xdan.score(twin, nothing, which="smoothed").rmse)
@@ -98,9 +98,9 @@ def test_a_run_that_diverged_is_not_left_out(twin, smoother):
     lost.diverged[{"time": slice(10, None)}] = True
     for run in (lost, lost.drop_vars("diverged")):
         with pytest.warns(xdan.XdanWarning, match="not finite"):
-            found = xdan.score(twin.isel(one), run, which="smoothed")
-        assert np.isnan(found.rmse)
-        assert int(found.diverged) == 1
+            scores = xdan.score(twin.isel(one), run, which="smoothed")
+        assert np.isnan(scores.rmse)
+        assert int(scores.diverged) == 1
 
 
 def test_verdicts_of_the_smoothed_state(twin, with_members):

@@ -21,7 +21,7 @@ def statistics(ds, run, error_variance=1.0):
     xf, xa = run.forecast.values, run.analysis.values
     seen = np.isfinite(y)
     innovation, residual = (y - xf)[seen], (y - xa)[seen]
-    found = {
+    scores = {
         "rmse": np.sqrt(((xa - truth) ** 2).mean(2)).mean(),
         "forecast_rmse": np.sqrt(((xf - truth) ** 2).mean(2)).mean(),
         "innovation_mean": innovation.mean(),
@@ -34,11 +34,11 @@ def statistics(ds, run, error_variance=1.0):
         "diverged": 0,
     }
     if "spread" in run:
-        found |= {name: np.sqrt((run[name].values ** 2).mean(2)).mean() for name in ("spread", "forecast_spread")}
-        found["innovation_variance_expected"] = (run.forecast_spread.values**2 + error_variance)[seen].mean()
-        found["forecast_variance"] = (run.forecast_spread.values**2)[seen].mean()
-        found["consistency"] = found["innovation_variance"] / found["innovation_variance_expected"]
-    return found
+        scores |= {name: np.sqrt((run[name].values ** 2).mean(2)).mean() for name in ("spread", "forecast_spread")}
+        scores["innovation_variance_expected"] = (run.forecast_spread.values**2 + error_variance)[seen].mean()
+        scores["forecast_variance"] = (run.forecast_spread.values**2)[seen].mean()
+        scores["consistency"] = scores["innovation_variance"] / scores["innovation_variance_expected"]
+    return scores
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +50,25 @@ def sparse(twin):
 
 def test_by_definition(sparse, ensemble, run):
     for one in (ensemble.drop_dims("member"), run):
-        found = xdan.score(sparse, one)
+        scores = xdan.score(sparse, one)
         for name, value in statistics(sparse, one).items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(scores[name], value, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_root_before_the_mean(twin, run):
     """The convention: root over the state at each time, mean after; the other order gives another number."""
     error = (run.analysis - twin.truth).values
-    found = float(xdan.score(twin, run).rmse)
-    assert found == pytest.approx(np.sqrt((error**2).mean(2)).mean(), rel=1e-12)
-    assert found < np.sqrt((error**2).mean()) - 1e-3
+    rmse = float(xdan.score(twin, run).rmse)
+    assert rmse == pytest.approx(np.sqrt((error**2).mean(2)).mean(), rel=1e-12)
+    assert rmse < np.sqrt((error**2).mean()) - 1e-3
     told = xdan.score(twin, run).attrs["rmse_convention"]
     assert told.startswith("root of the mean over the state's variables at each time, then mean")
 
 
 def test_standard_error(twin, run):
     by_run = np.sqrt(((run.analysis - twin.truth).values ** 2).mean(2)).mean(1)
-    found = xdan.score(twin, run)
-    np.testing.assert_allclose(found.rmse_standard_error, by_run.std(ddof=1) / 2, rtol=1e-12)
+    scores = xdan.score(twin, run)
+    np.testing.assert_allclose(scores.rmse_standard_error, by_run.std(ddof=1) / 2, rtol=1e-12)
     assert "rmse_standard_error" not in xdan.score(twin, run, dim="time")
 
 
@@ -87,11 +87,11 @@ def test_standard_error_of_one_trajectory(squeezed):
     ds, run = errors_of_one(450)
     if squeezed:
         ds, run = ds.isel(trajectory=0, drop=True), run.isel(trajectory=0, drop=True)
-    found = xdan.score(ds, run, burn_in=20)
+    scores = xdan.score(ds, run, burn_in=20)
     by_time = np.sqrt(((run.analysis - ds.truth) ** 2).mean("x")).values.reshape(-1)[20:]
     expected = series_error(by_time)
-    np.testing.assert_allclose(found.rmse_standard_error, expected, rtol=1e-10)
-    assert found.rmse_standard_error.attrs["comment"] == "8 blocks of 53 cycles, one trajectory"
+    np.testing.assert_allclose(scores.rmse_standard_error, expected, rtol=1e-10)
+    assert scores.rmse_standard_error.attrs["comment"] == "8 blocks of 53 cycles, one trajectory"
     lazy = xdan.score(ds.chunk(time=7), run.chunk(time=31), burn_in=20)
     assert lazy.rmse_standard_error.chunks is not None
     np.testing.assert_allclose(lazy.rmse_standard_error, expected, rtol=1e-10)
@@ -103,9 +103,9 @@ def test_standard_error_of_one_trajectory(squeezed):
 
 def test_standard_error_of_few_cycles_says_why_it_is_missing():
     """And does not warn."""
-    found = xdan.score(*errors_of_one(60))
-    assert np.isnan(found.rmse_standard_error)
-    assert found.rmse_standard_error.attrs["comment"].startswith("none: one trajectory of 60 cycles")
+    scores = xdan.score(*errors_of_one(60))
+    assert np.isnan(scores.rmse_standard_error)
+    assert scores.rmse_standard_error.attrs["comment"].startswith("none: one trajectory of 60 cycles")
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_standard_error_of_few_cycles_says_why_it_is_missing():
     ],
 )
 def test_dims_averaged(sparse, ensemble, dim, kept):
-    found = xdan.score(sparse, ensemble, dim=dim)
-    assert all(set(found[name].dims) == set(kept) for name in found if name != "diverged")
+    scores = xdan.score(sparse, ensemble, dim=dim)
+    assert all(set(scores[name].dims) == set(kept) for name in scores if name != "diverged")
     one = {"trajectory": 2, "time": 5}
-    for name, value in found.items():
+    for name, value in scores.items():
         if name == "rmse_standard_error":
             continue
         # The score of that trajectory or time alone.
@@ -134,11 +134,11 @@ def test_dims_averaged(sparse, ensemble, dim, kept):
 @pytest.mark.parametrize("burn_in", [0, 1, 10, 23])
 def test_burn_in_leaves_out_exactly_that_many(sparse, ensemble, burn_in):
     later = {"time": slice(burn_in, None)}
-    found = xdan.score(sparse, ensemble, burn_in=burn_in)
+    scores = xdan.score(sparse, ensemble, burn_in=burn_in)
     expected = xdan.score(sparse.isel(later), ensemble.isel(later))
-    xr.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert found.attrs["burn_in"] == burn_in
-    assert found.attrs["cycles"] == 4 * (24 - burn_in)
+    xr.testing.assert_allclose(scores, expected, rtol=1e-12)
+    assert scores.attrs["burn_in"] == burn_in
+    assert scores.attrs["cycles"] == 4 * (24 - burn_in)
 
 
 def gaussian_crps(observing, spread):
@@ -147,13 +147,13 @@ def gaussian_crps(observing, spread):
 
 
 def test_a_run_without_spread_has_an_absolute_error_and_no_crps(twin, ensemble, run):
-    found = xdan.score(twin, run)
-    np.testing.assert_allclose(found.mean_absolute_error, abs(run.analysis - twin.truth).mean(), rtol=1e-12)
-    assert "crps" not in found
-    assert "crps_of" not in found.coords
-    found = xdan.score(twin, ensemble)
-    np.testing.assert_allclose(found.mean_absolute_error, abs(ensemble.analysis - twin.truth).mean(), rtol=1e-12)
-    assert float(found.crps) < float(found.mean_absolute_error)
+    scores = xdan.score(twin, run)
+    np.testing.assert_allclose(scores.mean_absolute_error, abs(run.analysis - twin.truth).mean(), rtol=1e-12)
+    assert "crps" not in scores
+    assert "crps_of" not in scores.coords
+    scores = xdan.score(twin, ensemble)
+    np.testing.assert_allclose(scores.mean_absolute_error, abs(ensemble.analysis - twin.truth).mean(), rtol=1e-12)
+    assert float(scores.crps) < float(scores.mean_absolute_error)
     by_site = xdan.score(twin, run, along="site")
     expected = abs(run.analysis - twin.truth).mean(["trajectory", "time"])
     np.testing.assert_allclose(by_site.mean_absolute_error, expected, rtol=1e-12)
@@ -235,39 +235,39 @@ def consistent():
 def test_statistics_of_a_consistent_filter(consistent):
     """Innovation variance P + R, residual variance R (P + R)^-1 R, diagnosed error R; each within 5 standard errors."""
     ds, run, p = consistent
-    found, r, count = xdan.score(ds, run), 0.64, 20_000
+    scores, r, count = xdan.score(ds, run), 0.64, 20_000
     sampling = np.sqrt(2 / count / 5)
     total = p + r
-    assert float(found.innovation_variance_expected) == pytest.approx(total.mean(), rel=1e-12)
-    assert float(found.innovation_variance) == pytest.approx(total.mean(), rel=5 * sampling * 1.2)
-    assert float(found.residual_variance) == pytest.approx((r**2 / total).mean(), rel=5 * sampling * 1.2)
-    assert float(found.error_variance_diagnosed) == pytest.approx(r, rel=5 * sampling)
-    assert float(found.forecast_variance) == pytest.approx(p.mean(), rel=1e-12)
-    assert float(found.forecast_variance_diagnosed) == pytest.approx(p.mean(), rel=5 * sampling * 1.2)
-    assert float(found.consistency) == pytest.approx(1, abs=5 * sampling * 1.2)
-    assert float(found.error_variance) == pytest.approx(r, rel=1e-12)
-    assert abs(float(found.innovation_mean)) < 5 * np.sqrt(total.mean() / count / 5)
-    assert abs(float(found.residual_mean)) < 5 * np.sqrt((r**2 / total).mean() / count / 5)
+    assert float(scores.innovation_variance_expected) == pytest.approx(total.mean(), rel=1e-12)
+    assert float(scores.innovation_variance) == pytest.approx(total.mean(), rel=5 * sampling * 1.2)
+    assert float(scores.residual_variance) == pytest.approx((r**2 / total).mean(), rel=5 * sampling * 1.2)
+    assert float(scores.error_variance_diagnosed) == pytest.approx(r, rel=5 * sampling)
+    assert float(scores.forecast_variance) == pytest.approx(p.mean(), rel=1e-12)
+    assert float(scores.forecast_variance_diagnosed) == pytest.approx(p.mean(), rel=5 * sampling * 1.2)
+    assert float(scores.consistency) == pytest.approx(1, abs=5 * sampling * 1.2)
+    assert float(scores.error_variance) == pytest.approx(r, rel=1e-12)
+    assert abs(float(scores.innovation_mean)) < 5 * np.sqrt(total.mean() / count / 5)
+    assert abs(float(scores.residual_mean)) < 5 * np.sqrt((r**2 / total).mean() / count / 5)
     expected = np.sqrt((p * r / total).mean())
-    assert float(found.spread) == pytest.approx(expected, rel=1e-12)
-    assert float(np.sqrt((run.analysis - ds.truth) ** 2).mean()) < float(found.rmse) * 1.2
-    assert float(found.rmse) == pytest.approx(expected, rel=0.1)
+    assert float(scores.spread) == pytest.approx(expected, rel=1e-12)
+    assert float(np.sqrt((run.analysis - ds.truth) ** 2).mean()) < float(scores.rmse) * 1.2
+    assert float(scores.rmse) == pytest.approx(expected, rel=0.1)
 
 
 @astray
 def test_overconfident_filter_shows(consistent):
     ds, run, _ = consistent
-    found = xdan.score(ds, run.assign(forecast_spread=0.5 * run.forecast_spread))
-    assert float(found.innovation_variance) > 1.3 * float(found.innovation_variance_expected)
+    scores = xdan.score(ds, run.assign(forecast_spread=0.5 * run.forecast_spread))
+    assert float(scores.innovation_variance) > 1.3 * float(scores.innovation_variance_expected)
 
 
 def test_rank_histogram_counts_every_truth(twin, ensemble):
     for of in ("members", "forecast_members"):
-        found = xdan.rank_histogram(twin, ensemble, of=of)
+        counts = xdan.rank_histogram(twin, ensemble, of=of)
         below = (ensemble[of] < twin.truth).sum("member").values
-        np.testing.assert_array_equal(found, np.bincount(below.ravel(), minlength=6))
-        assert found["rank"].values.tolist() == [1, 2, 3, 4, 5, 6]
-        assert int(found.sum()) == 4 * 24 * 8
+        np.testing.assert_array_equal(counts, np.bincount(below.ravel(), minlength=6))
+        assert counts["rank"].values.tolist() == [1, 2, 3, 4, 5, 6]
+        assert int(counts.sum()) == 4 * 24 * 8
 
 
 def test_rank_histogram_dims_and_burn_in(twin, ensemble):
@@ -297,10 +297,10 @@ def test_lost_trajectory_is_counted_and_not_averaged_over(twin, net):
     lost = xdan.cycle(wild, net)
     cause = r"not finite: 1 of 4 trajectories \(25%, the first at position 1\) diverged, from cycle 10 on, .*isel"
     with pytest.warns(xdan.XdanWarning, match=cause) as told:
-        found = xdan.score(wild, lost, dim="time")
+        scores = xdan.score(wild, lost, dim="time")
     assert len(told) == 1
-    assert found.diverged.values.tolist() == [False, True, False, False]
-    assert found.rmse.isnull().values.tolist() == [False, True, False, False]
+    assert scores.diverged.values.tolist() == [False, True, False, False]
+    assert scores.rmse.isnull().values.tolist() == [False, True, False, False]
     with pytest.warns(xdan.XdanWarning, match=cause):
         whole = xdan.score(wild, lost, burn_in=15)  # cycles are the record's
     assert int(whole.diverged) == 1
@@ -337,40 +337,40 @@ def test_reading_is_left_to_the_end(twin, ensemble, untouchable, computed):
 
 
 def test_record_in_chunks_along_the_state(sparse, ensemble):
-    found = xdan.score(sparse.chunk(x=3), ensemble)
-    xr.testing.assert_allclose(found.compute(), xdan.score(sparse, ensemble), rtol=1e-12)
+    lazy = xdan.score(sparse.chunk(x=3), ensemble)
+    xr.testing.assert_allclose(lazy.compute(), xdan.score(sparse, ensemble), rtol=1e-12)
 
 
 def test_without_a_truth(twin, ensemble):
-    found = xdan.score(twin.drop_vars("truth"), ensemble)
+    scores = xdan.score(twin.drop_vars("truth"), ensemble)
     whole = xdan.score(twin, ensemble)
-    assert set(whole) - set(found) == {"rmse", "rmse_standard_error", "forecast_rmse", "crps", "mean_absolute_error"}
-    xr.testing.assert_identical(found, whole[list(found)].drop_vars("crps_of"))
+    assert set(whole) - set(scores) == {"rmse", "rmse_standard_error", "forecast_rmse", "crps", "mean_absolute_error"}
+    xr.testing.assert_identical(scores, whole[list(scores)].drop_vars("crps_of"))
     with pytest.raises(ValueError, match="a rank histogram needs the truth, which the record lacks"):
         xdan.rank_histogram(twin.drop_vars("truth"), ensemble)
 
 
 def test_without_trajectories(twin, ensemble):
     one = {"trajectory": 1}
-    found = xdan.score(twin.isel(one, drop=True), ensemble.isel(one, drop=True))
+    scores = xdan.score(twin.isel(one, drop=True), ensemble.isel(one, drop=True))
     expected = xdan.score(twin.isel(trajectory=[1]), ensemble.isel(trajectory=[1]))
-    xr.testing.assert_allclose(found, expected)
+    xr.testing.assert_allclose(scores, expected)
 
 
 def test_names_of_the_users_own(twin, run):
     named = twin.rename(truth="nature", observation="sondes").drop_attrs(deep=True)
-    found = xdan.score(named, run, truth="nature", observation="sondes", dynamics=xdan.Lorenz96(sites=8))
-    xr.testing.assert_identical(found, xdan.score(twin, run))
+    scores = xdan.score(named, run, truth="nature", observation="sondes", dynamics=xdan.Lorenz96(sites=8))
+    xr.testing.assert_identical(scores, xdan.score(twin, run))
 
 
 def test_a_run_of_the_users_own(twin):
     """Any forecast and analysis will do: here the observations themselves, whose errors are the twin's."""
-    own = xr.Dataset({"forecast": twin.observation, "analysis": twin.observation})
-    found = xdan.score(twin, own)
+    run = xr.Dataset({"forecast": twin.observation, "analysis": twin.observation})
+    scores = xdan.score(twin, run)
     error = (twin.observation - twin.truth).values
-    np.testing.assert_allclose(found.rmse, np.sqrt((error**2).mean(2)).mean(), rtol=1e-12)
-    assert float(found.innovation_variance) == float(found.residual_variance) == 0
-    assert int(found.diverged) == 0
+    np.testing.assert_allclose(scores.rmse, np.sqrt((error**2).mean(2)).mean(), rtol=1e-12)
+    assert float(scores.innovation_variance) == float(scores.residual_variance) == 0
+    assert int(scores.diverged) == 0
 
 
 @pytest.mark.parametrize("name", ["time", "trajectory"])
@@ -391,13 +391,13 @@ def test_another_state_is_refused(twin, run):
 @astray
 def test_units(twin, ensemble):
     metres = xdan.CustomDynamics(lambda x: -x, state={"x": 8}, timestep=0.05, units="m")
-    found = xdan.score(twin, ensemble, dynamics=metres)
-    squares, plain = {name for name in found if "variance" in name}, {"diverged", "consistency"}
-    assert {found[name].attrs["units"] for name in squares} == {"(m)2"}
-    assert found.diverged.attrs["units"] == "1"
-    assert {found[name].attrs["units"] for name in set(found) - squares - plain} == {"m"}
-    assert {found[name].attrs["units"] for name in plain} == {"1"}
-    assert all(found[name].attrs["long_name"] for name in found)
+    scores = xdan.score(twin, ensemble, dynamics=metres)
+    squares, plain = {name for name in scores if "variance" in name}, {"diverged", "consistency"}
+    assert {scores[name].attrs["units"] for name in squares} == {"(m)2"}
+    assert scores.diverged.attrs["units"] == "1"
+    assert {scores[name].attrs["units"] for name in set(scores) - squares - plain} == {"m"}
+    assert {scores[name].attrs["units"] for name in plain} == {"1"}
+    assert all(scores[name].attrs["long_name"] for name in scores)
 
 
 @pytest.mark.parametrize("far", [45000.0, 0.0])
@@ -458,9 +458,9 @@ def test_a_score_that_is_no_number_names_its_cause(twin, ensemble, computed, nam
     where, value, score, cause = CAUSES[name]
     ds, run = broken(twin, ensemble, name, where, value)
     with pytest.warns(xdan.XdanWarning, match=cause) as told:
-        found = xdan.score(ds, run)
+        scores = xdan.score(ds, run)
     assert len(told) == 1
-    assert not np.isfinite(found[score])
+    assert not np.isfinite(scores[score])
     lazy = xdan.score(ds.chunk(time=5), run.chunk(trajectory=2))
     assert computed.calls == 0
     with pytest.warns(xdan.XdanWarning, match=cause):
@@ -481,10 +481,10 @@ def test_gaps_in_the_truth_are_alike_in_rmse_and_crps(twin, ensemble, run):
     for one in (ensemble, ensemble.drop_dims("member"), run):
         ds, one = broken(twin, one, "truth", {"x": 2})
         with pytest.warns(xdan.XdanWarning, match="the truth has gaps"):
-            found = xdan.score(ds, one)
-        assert np.isnan(found.rmse)
-        assert np.isnan(found.mean_absolute_error)
-        assert "crps" not in found or np.isnan(found.crps)
+            scores = xdan.score(ds, one)
+        assert np.isnan(scores.rmse)
+        assert np.isnan(scores.mean_absolute_error)
+        assert "crps" not in scores or np.isnan(scores.crps)
 
 
 def test_members_with_gaps(twin, ensemble):
@@ -504,9 +504,9 @@ def test_nothing_observed_after_burn_in(twin, run):
     with pytest.warns(
         xdan.XdanWarning, match=r"nothing is observed in 4 of 4 trajectories .*expected a shorter burn_in"
     ):
-        found = xdan.score(early, run, burn_in=6)
-    assert np.isnan(found.innovation_variance)
-    assert np.isfinite(found.rmse)
+        scores = xdan.score(early, run, burn_in=6)
+    assert np.isnan(scores.innovation_variance)
+    assert np.isfinite(scores.rmse)
     some = twin.assign(observation=twin.observation.where(twin.trajectory != 2))
     assert np.isfinite(xdan.score(some, run).innovation_variance)
     with pytest.warns(xdan.XdanWarning, match="nothing is observed in 1 of 4 trajectories"):
@@ -559,9 +559,9 @@ def test_another_types_values_score_the_same(twin, ensemble):
     expected = xdan.score(twin, plain)
     for dtype, rtol in (("longdouble", 1e-12), (">f8", 1e-12), ("float32", 1e-4), ("float16", 2e-2)):
         names = ["forecast", "analysis", "spread", "forecast_spread"]
-        found = xdan.score(twin, plain.assign({name: plain[name].astype(dtype) for name in names}))
-        xr.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol)
-        assert all(value.dtype.itemsize <= 8 for value in found.values())
+        scores = xdan.score(twin, plain.assign({name: plain[name].astype(dtype) for name in names}))
+        xr.testing.assert_allclose(scores, expected, rtol=rtol, atol=rtol)
+        assert all(value.dtype.itemsize <= 8 for value in scores.values())
     whole = twin.assign(truth=twin.truth.round().astype(int))
     rounded = xdan.score(twin.assign(truth=twin.truth.round()), plain)
     xr.testing.assert_identical(xdan.score(whole, plain), rounded)
@@ -614,9 +614,9 @@ def test_wrong_arguments_are_named(twin, ensemble, label):
 
 
 def test_numbers_of_numpy_are_numbers(twin, run):
-    found = xdan.score(twin, run, burn_in=np.int64(3), dim=np.array(["time", "trajectory"]))
-    xr.testing.assert_identical(found, xdan.score(twin, run, burn_in=3, dim=("time", "trajectory")))
-    assert type(found.attrs["burn_in"]) is int
+    scores = xdan.score(twin, run, burn_in=np.int64(3), dim=np.array(["time", "trajectory"]))
+    xr.testing.assert_identical(scores, xdan.score(twin, run, burn_in=3, dim=("time", "trajectory")))
+    assert type(scores.attrs["burn_in"]) is int
 
 
 def test_flags_of_other_types(twin, run):

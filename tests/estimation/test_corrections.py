@@ -238,8 +238,8 @@ def test_saving_and_opening(record, run, tmp_path):
     xdan.save_dynamics(dressed, tmp_path / "model.zarr", mode="w")
     assert xdan.open_dynamics(tmp_path / "model.zarr") == dressed
     # The model may be handed over with the climatology and the Q that it was corrected with, or with others.
-    for given in (WRONG, WRONG.with_model_error(0.2).with_climatology(torch.randn(5, 8))):
-        assert xdan.open_dynamics(tmp_path / "model.zarr", given) == dressed
+    for model in (WRONG, WRONG.with_model_error(0.2).with_climatology(torch.randn(5, 8))):
+        assert xdan.open_dynamics(tmp_path / "model.zarr", model) == dressed
 
 
 def test_a_record_of_a_corrected_model_is_known(record, run, tmp_path):

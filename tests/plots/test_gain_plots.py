@@ -35,17 +35,17 @@ def test_gain_maps_share_a_scale_where_asked():
     apart = [panel.dframe()["value"].abs().max() for panel in xdan.gain_map(both).values()]
     assert together == [1.0, 0.5]
     assert apart == [1.0, 1.0]
-    found = panels(xdan.gain_map(both))
-    assert {axes(plot) for plot in found} == {
+    plots = panels(xdan.gain_map(both))
+    assert {axes(plot) for plot in plots} == {
         ("j - r, site of the projected innovation", "i - r, site of the increment")
     }
-    assert [plot.title.text for plot in found] == ["half (largest 2)", "one (largest 4)"]
+    assert [plot.title.text for plot in plots] == ["half (largest 2)", "one (largest 4)"]
 
 
 def test_curves_are_means_over_states(twin, net, ensemble):
-    own = xdan.covariance_spectrum(twin.dan.gain(net, kind="covariance"))
+    spectrum = xdan.covariance_spectrum(twin.dan.gain(net, kind="covariance"))
     theirs = xdan.covariance_spectrum(xdan.ensemble_covariance(ensemble))
-    figure = xdan.spectrum_curves({"network": own, "EnKF-N": theirs})
+    figure = xdan.spectrum_curves({"network": spectrum, "EnKF-N": theirs})
     lines = {curve.label: curve for curve in figure.values() if isinstance(curve, hv.Curve)}
     expected = theirs.eigenvalue.mean(["trajectory", "time"]).values
     np.testing.assert_allclose(lines["EnKF-N"].dimension_values("value")[:4], expected[:4])

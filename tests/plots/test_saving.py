@@ -86,8 +86,8 @@ def test_heat_maps_and_dates_and_names(twin, run, drawn, tmp_path):
     mesh = drawn[0].axes[0].collections[0]
     np.testing.assert_allclose(mesh.get_array(), values / np.abs(values).max())
     named = twin.assign_coords(x=[f"buoy {k}" for k in range(8)])
-    own = xr.Dataset({"forecast": named.truth, "analysis": named.truth + 0.1})
-    xdan.save_figure(tmp_path / "b.png", xdan.hovmoller(named, own), dpi=50)
+    named_run = xr.Dataset({"forecast": named.truth, "analysis": named.truth + 0.1})
+    xdan.save_figure(tmp_path / "b.png", xdan.hovmoller(named, named_run), dpi=50)
     assert [label.get_text() for label in drawn[1].axes[0].get_yticklabels()][:2] == ["buoy 0", "buoy 1"]
     when = np.datetime64("2020-01-01", "ns") + np.arange(5) * np.timedelta64(1, "D")
     xdan.save_figure(tmp_path / "c.png", hv.Curve((when, np.arange(5.0)), "time", "y"), dpi=50)

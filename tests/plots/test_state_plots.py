@@ -16,9 +16,9 @@ hv = pytest.importorskip("holoviews")
 
 
 def test_hovmoller(twin, run):
-    found = panels(xdan.hovmoller(twin, run, trajectory=1, title="network"))
-    assert [plot.title.text for plot in found] == ["analysis of network", "error of network", "truth"]
-    assert {axes(plot) for plot in found} == {("model time", "site on the ring")}
+    plots = panels(xdan.hovmoller(twin, run, trajectory=1, title="network"))
+    assert [plot.title.text for plot in plots] == ["analysis of network", "error of network", "truth"]
+    assert {axes(plot) for plot in plots} == {("model time", "site on the ring")}
 
 
 def test_hovmoller_shows_what_was_asked_for(twin, run):
@@ -33,9 +33,9 @@ def test_hovmoller_shows_what_was_asked_for(twin, run):
 def test_truth_and_analysis_share_one_scale_around_zero(twin, run):
     from bokeh.models import LinearColorMapper
 
-    found = panels(xdan.hovmoller(twin, run))
+    plots = panels(xdan.hovmoller(twin, run))
     bounds = {}
-    for plot in found:
+    for plot in plots:
         (mapper,) = {m.id: m for m in plot.select({"type": LinearColorMapper})}.values()
         bounds[plot.title.text.split()[0]] = (mapper.low, mapper.high)
         assert mapper.low == -mapper.high
@@ -92,9 +92,9 @@ def test_hovmoller_of_lazy_data(twin, run):
 def test_hovmoller_wants_one_dim(twin, run):
     grid = xdan.CustomDynamics(lambda x: -x, state={"lat": 2, "lon": 3}, timestep=0.05)
     flat = xdan.twin(grid, cycles=3).compute()
-    own = flat[["truth"]].rename(truth="analysis").assign(forecast=flat.truth)
+    flat_run = flat[["truth"]].rename(truth="analysis").assign(forecast=flat.truth)
     with pytest.raises(ValueError, match=r"dims \('lat', 'lon'\): a Hovmöller diagram shows one"):
-        xdan.hovmoller(flat, own, dynamics=grid)
+        xdan.hovmoller(flat, flat_run, dynamics=grid)
 
 
 @pytest.mark.parametrize("bare", [False, True])

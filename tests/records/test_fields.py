@@ -410,8 +410,8 @@ def test_matrices_of_fields_are_one_operator(model, words):
     assert ds.observation_operator_u.dims == ("obs", "x")
     if words:
         ds = ds.drop_vars(["observation_operator_u", "observation_operator_h"])
-    found = read(ds, dynamics=model, **words).setup.observing.as_matrix()
-    np.testing.assert_array_equal(found, np.concatenate([np.zeros((2, 6)), matrix], -1))
+    whole = read(ds, dynamics=model, **words).setup.observing.as_matrix()
+    np.testing.assert_array_equal(whole, np.concatenate([np.zeros((2, 6)), matrix], -1))
 
 
 def test_what_nothing_observes_has_the_typical_error(model):

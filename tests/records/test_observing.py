@@ -149,8 +149,8 @@ def test_twin_errors_follow_time(moving, model):
 
 def test_the_same_in_any_shape(moving, model):
     std = moving.observation_error
-    for given in (std.values[:, None] * np.ones(8), (std * xr.DataArray(np.ones(8), dims="x")).transpose("x", "time")):
-        other = xdan.twin(model, cycles=20, trajectories=3, error_std=given, seed=3, dtype="float64").compute()
+    for sigma in (std.values[:, None] * np.ones(8), (std * xr.DataArray(np.ones(8), dims="x")).transpose("x", "time")):
+        other = xdan.twin(model, cycles=20, trajectories=3, error_std=sigma, seed=3, dtype="float64").compute()
         assert other.observation_error.dims == ("time", "x")
         np.testing.assert_array_equal(other.observation, moving.observation)
         a, b = (ds.dan.baseline("enkf-n", members=6) for ds in (moving, other))
@@ -235,7 +235,7 @@ def test_four_d_var_weighs_each_time_by_its_error(moving):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("operator", "message"),
     [
         (np.ones((3, 7)), r"has shape \(3, 7\): expected \(P, 8\)"),
         (np.ones(8), r"has shape \(8,\): expected \(P, 8\)"),
@@ -249,9 +249,9 @@ def test_four_d_var_weighs_each_time_by_its_error(moving):
         (lambda x: x[0, {}], r"operator= failed for states of shape \(2, 8\) .*expected"),
     ],
 )
-def test_operators_that_do_not_fit(given, message, model):
+def test_operators_that_do_not_fit(operator, message, model):
     with pytest.raises(ValueError, match=message):
-        operator_from(given, model)
+        operator_from(operator, model)
 
 
 def test_a_function_is_asked_for(function_twin):
@@ -285,9 +285,9 @@ class Blind(xdan.Lorenz96):
 
 
 def test_reading_is_the_twins_own(matrix_twin):
-    found = read(matrix_twin)
-    np.testing.assert_array_equal(found.setup.observing.operator.matrix, MATRIX)
-    assert found.observation.dims == ("trajectory", "time", "obs")
+    reading = read(matrix_twin)
+    np.testing.assert_array_equal(reading.setup.observing.operator.matrix, MATRIX)
+    assert reading.observation.dims == ("trajectory", "time", "obs")
     turned = read(matrix_twin.transpose("x", "obs", "time", "trajectory"))
     np.testing.assert_array_equal(turned.setup.observing.operator.matrix, MATRIX)
 
@@ -338,18 +338,18 @@ def test_an_operator_that_takes_no_state_below_zero_is_known_by_the_models_state
 def test_static_gains_of_moving_errors_are_not_kept(moving):
     from xdan.core.methods import variational
 
-    found = []
-    own = variational.Static.gain
+    lengths = []
+    gain = variational.Static.gain
 
     def noting(self, *args):
-        answer = own(self, *args)
-        found.append(len(self._cache))
+        answer = gain(self, *args)
+        lengths.append(len(self._cache))
         return answer
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(variational.Static, "gain", noting)
         moving.dan.baseline("3d-var", scale=0.1)
-    assert max(found) == 1
+    assert max(lengths) == 1
 
 
 def test_errors_in_another_order_are_refused(twin):

@@ -113,9 +113,9 @@ def test_steps_survive_rounding_of_long_times(twin):
     assert set(record.read(twin.assign_coords(time=times)).setup.steps[1:]) == {1}
 
 
-@pytest.mark.parametrize("given", [2.0, [2.0] * 8, np.full(8, 2.0), xr.DataArray(np.full(8, 2.0), dims="x")])
-def test_standard_deviation(twin, given):
-    observing = record.read(twin, observation_error=given).setup.observing
+@pytest.mark.parametrize("std", [2.0, [2.0] * 8, np.full(8, 2.0), xr.DataArray(np.full(8, 2.0), dims="x")])
+def test_standard_deviation(twin, std):
+    observing = record.read(twin, observation_error=std).setup.observing
     np.testing.assert_array_equal(np.broadcast_to(observing.error_variance(), 8), 4.0)
     assert observing.error_variance().dtype == torch.float64
 

@@ -37,10 +37,10 @@ def files(path):
 def test_arrays_come_back_bit_for_bit(array, description):
     store = zarr.storage.MemoryStore()
     write_arrays(store, "group", {"value": array}, description)
-    found, told = read_arrays(store, "group")
-    assert found["value"].dtype == array.dtype
-    assert found["value"].shape == array.shape
-    assert found["value"].tobytes() == array.tobytes()
+    arrays, told = read_arrays(store, "group")
+    assert arrays["value"].dtype == array.dtype
+    assert arrays["value"].shape == array.shape
+    assert arrays["value"].tobytes() == array.tobytes()
     assert repr(told) == repr(description)
 
 
@@ -137,10 +137,10 @@ def test_stream_in_any_order_is_one_store(tmp_path):
         stream.write_scalars({"chosen": np.array(0.5)})
         stream.finish()
     assert files(tmp_path / "s") == files(tmp_path / "t")
-    found = xr.open_zarr(tmp_path / "s", consolidated=False)
-    np.testing.assert_array_equal(found.value, 10.0 * np.arange(3)[:, None] + np.arange(4))
-    assert float(found.chosen) == 0.5
-    assert found.attrs == {"title": "stream"}
+    ds = xr.open_zarr(tmp_path / "s", consolidated=False)
+    np.testing.assert_array_equal(ds.value, 10.0 * np.arange(3)[:, None] + np.arange(4))
+    assert float(ds.chosen) == 0.5
+    assert ds.attrs == {"title": "stream"}
     assert set(zarr.open_group(tmp_path / "s").keys()) == {"value", "chosen", "time"}
 
 

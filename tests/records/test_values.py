@@ -126,6 +126,6 @@ def test_a_run_in_other_units_is_refused(twin, run):
 def test_how_far_away_a_fill_value_is(fill, count, least):
     """In deviations of numbers that lie evenly, half of the distance of their quantiles at 16 and 84 %."""
     evenly = np.linspace(-1.0, 1.0, 2001)  # those quantiles are -0.68 and 0.68
-    for away, found in ((1.1 * least, (fill, count)), (0.9 * least, None)):
+    for away, expected in ((1.1 * least, (fill, count)), (0.9 * least, None)):
         numbers = evenly * abs(fill) / (0.68 * away)
-        assert values.fill_value(np.append(numbers, [fill] * count)) == found
+        assert values.fill_value(np.append(numbers, [fill] * count)) == expected

@@ -23,12 +23,12 @@ def test_ratio_by_hand(expected):
     y[0, 0, :2], y[1, 1] = np.nan, np.nan
     value = {"spread": None, "training": torch.tensor(1.3), "climate": torch.tensor(5.0)}[expected]
     variance = {"spread": 0.49 + spread**2, "training": 0.49 * 1.3, "climate": 0.49 + 5.0}[expected]
-    found = Watch(expected, value, "").ratio(record(y, 0.7), torch.from_numpy(x), torch.from_numpy(spread))
+    ratio = Watch(expected, value, "").ratio(record(y, 0.7), torch.from_numpy(x), torch.from_numpy(spread))
     terms = np.where(np.isnan(y), 0.0, (y - x) ** 2 / variance)
     with np.errstate(invalid="ignore"):
         by_hand = terms.sum(-1) / (~np.isnan(y)).sum(-1)
-    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
-    assert bool(found[1, 1].isnan())
+    np.testing.assert_allclose(ratio, by_hand, rtol=1e-6)
+    assert bool(ratio[1, 1].isnan())
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def test_an_ensemble_that_follows_is_quiet(long):
 @pytest.mark.filterwarnings("ignore:the beginning is far")
 def test_an_ensemble_that_is_lost_warns(long, tmp_path):
     options = {"members": 8, "inflation": 1.0, "spin_up": 0}
-    for given in ({}, {"store": tmp_path / "run.zarr", "progress": False}):
+    for storage in ({}, {"store": tmp_path / "run.zarr", "progress": False}):
         with pytest.warns(xdan.XdanWarning, match=r"trajectories have lost the truth .* times the variance that"):
-            run = long.dan.baseline("etkf", **options, **given)
+            run = long.dan.baseline("etkf", **options, **storage)
         assert float(xdan.score(long, run, burn_in=50).rmse) > 2.0
         assert "have lost the truth" in run.attrs["xdan_warnings"][0]
     assert xr.open_zarr(tmp_path / "run.zarr", consolidated=False).attrs["xdan_warnings"] == run.attrs["xdan_warnings"]

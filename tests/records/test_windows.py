@@ -84,9 +84,9 @@ def test_windows_depend_on_seed_and_epoch_alone(twin):
 
     def order(seed):
         source = windows_of(labelled, lanes, 12, 2, 4, seed)
-        found = [places(source.window(index)) for index in range(48)]
+        visited = [places(source.window(index)) for index in range(48)]
         source.close()
-        return found
+        return visited
 
     assert order(1) == order(1)
     assert order(1) != order(2)

@@ -102,12 +102,12 @@ def test_values_that_replace_others_change_no_cube_at_hand(model, tmp_path):
     np.testing.assert_array_equal(first.rmse.values, before)
 
 
-@pytest.mark.parametrize("found", ["of another run", "of nothing"])
-def test_a_checkpoint_that_is_of_no_use_is_left_behind(model, tmp_path, found):
+@pytest.mark.parametrize("checkpoint", ["of another run", "of nothing"])
+def test_a_checkpoint_that_is_of_no_use_is_left_behind(model, tmp_path, checkpoint):
     whole = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "whole", **SIZES)
     (key,) = (path.name for path in (tmp_path / "whole" / "networks").glob("*") if path.is_dir())
     folder = tmp_path / "s" / "networks" / f"{key}.checkpoint"
-    if found == "of nothing":
+    if checkpoint == "of nothing":
         folder.mkdir(parents=True)
         (folder / "zarr.json.partial").write_text("{")
     else:
@@ -269,7 +269,7 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
     expected = xdan.sweep(model, schemes, axes, store=tmp_path / "one", **SIZES).drop_vars(TIMED)
     if scheduler == "threads":
         with dask.config.set(scheduler="threads"):
-            found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES)
+            cube = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES)
     else:
         from distributed import Client
 
@@ -277,8 +277,8 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
             dask.config.set(scheduler=None),
             Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"),
         ):
-            found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES)
-    xr.testing.assert_allclose(found.drop_vars(TIMED), expected, rtol=1e-5)
+            cube = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES)
+    xr.testing.assert_allclose(cube.drop_vars(TIMED), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

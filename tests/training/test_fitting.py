@@ -49,13 +49,13 @@ def told(net):
 def test_validation_share_is_held_back(wide, architecture, quick, windows):
     net = xdan.train(wide, architecture, **{**quick, "steps": 40}, validation=0.2)
     assert (told(net)["training_lanes"], told(net)["validation_lanes"]) == (8, 2)
-    found = set()
+    places = set()
     for truth in windows:
         for row in truth:
             equal = (wide.truth.values[:, :, None] == row[0]).all((2, 3)).nonzero()
-            found |= {(int(r), int(k)) for r, k in zip(*equal, strict=True)}
-    assert {r for r, _ in found} == set(range(8))
-    assert {k for _, k in found} == {0, 4, 8, 12, 16, 20}
+            places |= {(int(r), int(k)) for r, k in zip(*equal, strict=True)}
+    assert {r for r, _ in places} == set(range(8))
+    assert {k for _, k in places} == {0, 4, 8, 12, 16, 20}
 
 
 def test_best_network_is_the_one_returned(wide, architecture, quick):
@@ -112,9 +112,9 @@ def test_seed_decides(single, architecture, quick):
 def test_global_random_state_is_neither_used_nor_moved(single, architecture, quick, net):
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    found = xdan.train(single, architecture, **{**quick, "steps": 30})
+    again = xdan.train(single, architecture, **{**quick, "steps": 30})
     assert torch.equal(before, torch.get_rng_state())
-    assert same(found, net)
+    assert same(again, net)
 
 
 @pytest.mark.parametrize("chunks", [{"trajectory": 1, "time": 24}, {"trajectory": 2, "time": 7}])
@@ -154,9 +154,9 @@ def test_without_trajectories(model, architecture, quick):
 
 
 def test_double_precision_records_train_in_single(twin, architecture, quick, net):
-    found = xdan.train(twin, architecture, **{**quick, "steps": 30})
-    assert {value.dtype for value in found.arrays.values()} == {np.dtype("f4")}
-    np.testing.assert_allclose(found.arrays["weights.0"], net.arrays["weights.0"], rtol=0, atol=1e-3)
+    from_double = xdan.train(twin, architecture, **{**quick, "steps": 30})
+    assert {value.dtype for value in from_double.arrays.values()} == {np.dtype("f4")}
+    np.testing.assert_allclose(from_double.arrays["weights.0"], net.arrays["weights.0"], rtol=0, atol=1e-3)
 
 
 def test_uneven_intervals(model, architecture, quick):
