@@ -109,8 +109,8 @@ def test_deterministic_ensembles_are_the_kalman_filter_of_their_moments(name, ki
     for lane in range(2):
         means, covariances = moments_after_first(outputs, record, matrix, r, lane)
         assert_close(outputs["analysis"][lane, 1:], means, rtol=accuracy, atol=accuracy)
-        found = torch.stack([torch.cov(e.T) for e in outputs["members"][lane, 1:]])
-        assert_close(found, covariances, rtol=accuracy, atol=accuracy)
+        sample_covariances = torch.stack([torch.cov(e.T) for e in outputs["members"][lane, 1:]])
+        assert_close(sample_covariances, covariances, rtol=accuracy, atol=accuracy)
 
 
 def test_smoother_is_the_rauch_tung_striebel_one():
@@ -180,8 +180,8 @@ def test_4d_var_on_linear_dynamics_is_the_least_squares_solution(minimise, kind)
     observation[0, 1, 2] = torch.nan
     background, root = normals(2, SITES, seed=3), torch.linalg.cholesky(IDENTITY + 0.3)
     window = Window(linear(matrix), observing, observation, (0, 1, 2))
-    found = minimise(window, background, root, 1e-9, 200)
-    assert not found.unconverged.any()
+    minimum = minimise(window, background, root, 1e-9, 200)
+    assert not minimum.unconverged.any()
     for lane in range(2):
         normal_matrix = torch.linalg.inv(root @ root.T)
         right = normal_matrix @ background[lane]
@@ -192,7 +192,7 @@ def test_4d_var_on_linear_dynamics_is_the_least_squares_solution(minimise, kind)
             weight = power.T @ h.T @ torch.linalg.inv(h @ r @ h.T) @ h
             normal_matrix = normal_matrix + weight @ power
             right = right + weight @ observation[lane, k].nan_to_num(0.0)
-        assert_close(found.x[lane], torch.linalg.solve(normal_matrix, right), rtol=1e-6, atol=1e-6)
+        assert_close(minimum.x[lane], torch.linalg.solve(normal_matrix, right), rtol=1e-6, atol=1e-6)
 
 
 def test_both_solvers_of_4d_var_find_the_same_minimum():
@@ -235,8 +235,8 @@ def test_gaspari_cohn_is_the_self_convolution_of_a_hat():
         shift = torch.tensor([distance, 0.0, 0.0], dtype=torch.float64)
         expected = (hat(grid) * hat(grid - shift)).sum() / whole
         # The hat of half the width: zero from twice `radius`, which is twice its own width.
-        found = gaspari_cohn(torch.tensor(distance, dtype=torch.float64), c)
-        assert float(found) == pytest.approx(float(expected), abs=2e-3)
+        correlation = gaspari_cohn(torch.tensor(distance, dtype=torch.float64), c)
+        assert float(correlation) == pytest.approx(float(expected), abs=2e-3)
     assert float(gaspari_cohn(torch.tensor(2.0), 1.0)) == 0.0
     assert float(gaspari_cohn(torch.tensor(1.0), 1.0)) == pytest.approx(5 / 24)
 
@@ -274,11 +274,11 @@ def test_the_past_of_the_dynamics_is_that_of_the_analyses_where_nothing_is_corre
     blind = record.observation.clone()
     blind[:, 1:4] = torch.nan
     record = Record(record.dynamics, record.observing, blind, record.steps, record.trajectory, 1)
-    found = [
+    outputs = [
         run(method_by_name("state-covariance", depth=3, inflation=1.0, past=past).prepare(record), record)[0]
         for past in ("analyses", "dynamics")
     ]
-    assert_close(found[0]["analysis"], found[1]["analysis"], rtol=1e-4, atol=1e-4)
+    assert_close(outputs[0]["analysis"], outputs[1]["analysis"], rtol=1e-4, atol=1e-4)
 
 
 # --- gradients ---
@@ -339,8 +339,8 @@ def test_gradient_through_a_cycle_is_the_finite_difference(name):
             with torch.no_grad():
                 ends.append((weights * analysis(*moved)).sum())
         expected = (ends[0] - ends[1]) / (2 * h)
-        found = (gradient * direction).sum()
-        assert float(found) == pytest.approx(float(expected), rel=2e-5, abs=1e-7)
+        slope = (gradient * direction).sum()
+        assert float(slope) == pytest.approx(float(expected), rel=2e-5, abs=1e-7)
 
 
 def test_inverse_root_has_a_gradient_where_eigenvalues_are_equal():

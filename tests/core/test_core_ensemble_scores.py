@@ -52,8 +52,8 @@ def test_energy_score_is_its_double_sum(rng, monkeypatch, count, bound):
     if count > 1:
         pairs = sum(length(members - members[..., [k]]).sum(-1) for k in range(count))
         expected -= pairs / (2 * count * (count - 1))
-    found = ensemble_scores.energy_score(truth, members, weights, axes=2)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    score = ensemble_scores.energy_score(truth, members, weights, axes=2)
+    np.testing.assert_allclose(score, expected, rtol=1e-12)
 
 
 def test_energy_score_of_one_variable_is_the_crps(rng):
@@ -113,5 +113,5 @@ def test_flatness_of_a_bent_histogram(rng):
     ("nothing", "expected"), [("0110011", "0000011"), ("000", "000"), ("111", "111"), ("10", "00")]
 )
 def test_trailing(nothing, expected):
-    found = ensemble_scores.trailing(np.array(list(nothing)) == "1")
-    assert "".join(map(str, found.astype(int))) == expected
+    flags = ensemble_scores.trailing(np.array(list(nothing)) == "1")
+    assert "".join(map(str, flags.astype(int))) == expected

@@ -96,12 +96,12 @@ def dense(y, prior, q=Q, r=R, m=M, h=H):
     d = y.numpy().ravel()[seen] - operator @ mean
     weights = np.linalg.inv(s)
 
-    def given(joint, covariance, first):
+    def conditional(joint, covariance, first):
         return first + joint @ weights @ d, covariance - joint @ weights @ joint.T
 
-    states = given(p @ operator.T, p, mean)
-    errors = given(spread @ source.T @ operator.T, spread, 0.0)
-    of_observations = given(noise[:, seen], noise, 0.0)
+    states = conditional(p @ operator.T, p, mean)
+    errors = conditional(spread @ source.T @ operator.T, spread, 0.0)
+    of_observations = conditional(noise[:, seen], noise, 0.0)
     likelihood = -0.5 * (d @ weights @ d + np.linalg.slogdet(s)[1] + len(d) * math.log(2 * math.pi))
     return states, errors, of_observations, likelihood
 

@@ -37,17 +37,17 @@ def test_event_sums(rng, monkeypatch, bound, bins):
     threshold, weights = rng.normal(size=(4, 5)), rng.random((4, 5))
     truth[1, 0, 2, 3] = members[2, 1, 0, 0, 4] = np.nan
     share = np.where(np.isnan(members).any(-1), np.nan, (members > threshold[..., None]).mean(-1))
-    found = event_scores.members_event_sums(truth, members, threshold, bins=bins, axes=2, weights=weights)
+    sums = event_scores.members_event_sums(truth, members, threshold, bins=bins, axes=2, weights=weights)
     for place in np.ndindex(3, 2):
         expected = written_sums(truth[place], share[place], threshold, bins, weights)
-        np.testing.assert_allclose(found[place], expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(sums[place], expected, rtol=1e-12, atol=1e-12)
     mean, spread = members.mean(-1), members.std(-1)
     spread[0, 0, 0] = 0.0
     exceeds = stats.norm.sf(threshold, mean, np.where(spread > 0, spread, 1))
     probability = np.where(spread == 0, mean > threshold, exceeds)
-    found = event_scores.gaussian_event_sums(truth, mean, spread, threshold, bins=bins, axes=2, weights=weights)
+    sums = event_scores.gaussian_event_sums(truth, mean, spread, threshold, bins=bins, axes=2, weights=weights)
     expected = written_sums(truth[0, 0], probability[0, 0], threshold, bins, weights)
-    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(sums[0, 0], expected, rtol=1e-11, atol=1e-12)
 
 
 def test_parts_of_the_brier_score_add_up(rng):

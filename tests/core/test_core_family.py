@@ -89,11 +89,11 @@ def test_training_mode_has_the_values_and_gradients_of_plain_operations(name):
         used = [*leaves, *net.parameters()]
         return [out, *torch.autograd.grad((out * normals(*out.shape, seed=9)).sum(), used, allow_unused=True)]
 
-    expected, found = gradients(), None
+    expected, values = gradients(), None
     net.train()
     for _ in range(2):  # buffers are used again
-        found = gradients()
-    for one, other in zip(found, expected, strict=True):
+        values = gradients()
+    for one, other in zip(values, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
             assert_close(one, other, rtol=1e-10, atol=1e-11)
@@ -116,9 +116,9 @@ def test_cycles_and_gradients_through_them_are_finite(name):
         dynamics, Sites.random(6, N), observing, steps=1, trajectories=3, batch=3, cycles=4, seed=0, like=like
     )
     window = source.window(0)
-    found = OneProcess(net, dynamics, observing, objective_by_name("mse"))(window, None)
-    assert all(bool(g.isfinite().all()) for g in found.gradients)
-    assert sum(float(g.abs().sum()) > 0 for g in found.gradients) > len(found.gradients) // 2
+    gradient = OneProcess(net, dynamics, observing, objective_by_name("mse"))(window, None)
+    assert all(bool(g.isfinite().all()) for g in gradient.gradients)
+    assert sum(float(g.abs().sum()) > 0 for g in gradient.gradients) > len(gradient.gradients) // 2
     record = Record(dynamics, observing, window.observation, (0, 1, 1, 1), torch.arange(3), 0)
     method = method_of(net.eval())
     outputs, _ = run(method, record, members=True)

@@ -114,19 +114,19 @@ def test_nothing_is_spun_up_and_the_model_itself_stays():
 
 
 def test_descriptions_and_equality_know_the_states_by_a_digest():
-    model, own = model_with(30), Lorenz96(sites=SITES)
+    model, plain = model_with(30), Lorenz96(sites=SITES)
     described = dynamics_to_json(model)
     assert described["climatology"].startswith("30 states, sha256 ")
     assert len(str(described)) < 200
-    assert "climatology" not in dynamics_to_json(own)
-    assert dynamics_from_json(described) == own
-    assert model != own
+    assert "climatology" not in dynamics_to_json(plain)
+    assert dynamics_from_json(described) == plain
+    assert model != plain
     assert model == model_with(30)
     assert model != model_with(31)
     other = states(30)
     other[7, 2] += 1e-9
-    assert model != own.with_climatology(other)
-    assert model.with_climatology(None) == own
+    assert model != plain.with_climatology(other)
+    assert model.with_climatology(None) == plain
     assert pickle.loads(pickle.dumps(model)) == model == copy.deepcopy(model)
 
 

@@ -39,14 +39,14 @@ def twin(dynamics, batch: int = 7) -> EndlessTwin:
     )
 
 
-def assert_same(found, expected):
-    assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-13)
-    for gradient, other in zip(found.gradients, expected.gradients, strict=True):
+def assert_same(actual, expected):
+    assert float(actual.loss) == pytest.approx(float(expected.loss), rel=1e-13)
+    for gradient, other in zip(actual.gradients, expected.gradients, strict=True):
         assert_close(gradient, other, rtol=1e-11, atol=1e-15)
-    assert torch.equal(found.lost, expected.lost)
-    assert_close(found.square, expected.square, rtol=1e-11, atol=1e-13)
+    assert torch.equal(actual.lost, expected.lost)
+    assert_close(actual.square, expected.square, rtol=1e-11, atol=1e-13)
     for name, value in expected.state.items():
-        assert_close(found.state[name], value, rtol=1e-11, atol=1e-12)
+        assert_close(actual.state[name], value, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("objective", ["rmse", pytest.param("mse", marks=pytest.mark.slow)])
@@ -107,8 +107,8 @@ xdan.train(xdan.Lorenz96(8), xdan.ResidualCNN(filters=2, blocks=1, kernel=3), ba
     run = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
 
     def alive() -> int:
-        found = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(run.pid)], capture_output=True, text=True)
-        return sum(" Z" not in line for line in found.stdout.splitlines())
+        listing = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(run.pid)], capture_output=True, text=True)
+        return sum(" Z" not in line for line in listing.stdout.splitlines())
 
     deadline = time.monotonic() + 60
     while alive() < 2 and time.monotonic() < deadline:
@@ -140,9 +140,9 @@ def test_units_change_no_gradient(objective, power, unit):
     expected = OneProcess(network(), plain, ERROR, objective_by_name(objective))(window, None)
     net = network()
     net.normalise(2.3 * unit, 3.6 * unit, unit)
-    found = OneProcess(net, scaled, ObservingSystem(std=unit * ERROR.std), objective_by_name(objective))(other, None)
-    assert float(found.loss) == pytest.approx(unit**power * float(expected.loss), rel=1e-6)
-    for a, b in zip(found.gradients, expected.gradients, strict=True):
+    gradient = OneProcess(net, scaled, ObservingSystem(std=unit * ERROR.std), objective_by_name(objective))(other, None)
+    assert float(gradient.loss) == pytest.approx(unit**power * float(expected.loss), rel=1e-6)
+    for a, b in zip(gradient.gradients, expected.gradients, strict=True):
         assert_close(a, unit**power * b, rtol=1e-5, atol=1e-7 * float(unit**power))
 
 

@@ -78,10 +78,10 @@ def test_a_silent_network_has_the_covariance_of_the_filter(kind, partly):
         gain = kalman_gain(x, forecast, observed, observing)
         expected = forecast - gain @ forecast  # (I - K H) P_f, H the identity
         points = Points(x, torch.zeros_like(x), None, rebuilt(method, x, observed, observing))
-        found = analysis_covariance(method.network, points)
-    assert_close(found, expected, rtol=0, atol=1e-10)
+        covariance = analysis_covariance(method.network, points)
+    assert_close(covariance, expected, rtol=0, atol=1e-10)
     onto_state = observing.project_innovation(torch.eye(SITES).double(), observed[:1].expand(SITES, -1), x[:1]).mT
-    assert_close(found[0] @ onto_state, gain[0], rtol=0, atol=1e-10)
+    assert_close(covariance[0] @ onto_state, gain[0], rtol=0, atol=1e-10)
 
 
 def _correlated():
@@ -118,9 +118,9 @@ def test_columns_are_differences_of_the_whole_analysis():
         return method.analyse(state, x + z, seen(), UNIT)["x"]  # R is the identity: zeta is y - x
 
     with torch.no_grad():
-        found = analysis_covariance(method.network, points_of(method, x, zeta, memory=memory))
+        covariance = analysis_covariance(method.network, points_of(method, x, zeta, memory=memory))
         for site in (0, 3):
-            assert_close(found[..., site], central(analysis, zeta, unit(site)), rtol=1e-7, atol=1e-9)
+            assert_close(covariance[..., site], central(analysis, zeta, unit(site)), rtol=1e-7, atol=1e-9)
 
 
 def test_the_rebuilt_covariance_moves_with_the_forecast():
@@ -148,8 +148,8 @@ def test_marginal_gains_are_differences_of_the_covariance():
     with torch.no_grad():
         points = points_of(method, x, zeta)
         for site in (1, 6):
-            found = marginal_gain(method.network, points, site)
-            assert_close(found, central(covariance, x, unit(site)), rtol=1e-6, atol=1e-8)
+            gain = marginal_gain(method.network, points, site)
+            assert_close(gain, central(covariance, x, unit(site)), rtol=1e-6, atol=1e-8)
             slope = forecast_derivative(method.network, points, site)
             assert_close(slope, central(analysis, x, unit(site)), rtol=1e-6, atol=1e-8)
         v, u = normals(B, SITES, seed=3), normals(B, SITES, seed=4)
@@ -162,12 +162,12 @@ def test_a_carried_covariance_is_held_fixed():
     root = 0.3 * normals(B, SITES, SITES, seed=2)
     points = Points(x, zeta, normals(B, 2, SITES, seed=1), CarriedCovariance(root @ root.mT))
     with torch.no_grad():
-        found = marginal_gain(net, points, 3)
+        gain = marginal_gain(net, points, 3)
         moved = [
             analysis_covariance(net, Points(x + step * unit(3), zeta, points.memory, points.covariance))
             for step in (1e-5, -1e-5)
         ]
-    assert_close(found, (moved[0] - moved[1]) / 2e-5, rtol=1e-6, atol=1e-8)
+    assert_close(gain, (moved[0] - moved[1]) / 2e-5, rtol=1e-6, atol=1e-8)
     assert sites_that_matter(net, 100) == 100
 
 
@@ -179,8 +179,8 @@ def test_samples_of_a_state_share_its_covariance():
     samples = normals(B, 12, SITES)
     with torch.no_grad():
         points = points_of(method, x)
-        found = regressed_covariance(method.network, points, samples)
-        assert_close(found, points.covariance.matrices(), rtol=0, atol=1e-10)
+        covariance = regressed_covariance(method.network, points, samples)
+        assert_close(covariance, points.covariance.matrices(), rtol=0, atol=1e-10)
         assert calls == [B]
         slopes = composite_marginal_gain(method.network, points, samples, 4)
         assert calls == [B, B]

@@ -110,10 +110,10 @@ def test_windows_hold_the_covariance_of_a_method_run_on_the_twin():
     record = Record(MODEL, ERROR, observation, (0, *(1,) * 11), alone.trajectory[:3], 0)
     outputs, _ = run(ETKF(members=8).prepare(record), record, members=True)
     assert_close(torch.cat([w.forecast for w in windows[::2]], 1), outputs["forecast"], rtol=1e-10, atol=1e-10)
-    found = torch.cat([w.covariance for w in windows[::2]], 1)
+    covariance = torch.cat([w.covariance for w in windows[::2]], 1)
     for lane in range(3):
         for k in (0, 5, 11):
-            assert_close(found[lane, k], torch.cov(outputs["members"][lane, k].T), rtol=1e-9, atol=1e-10)
+            assert_close(covariance[lane, k], torch.cov(outputs["members"][lane, k].T), rtol=1e-9, atol=1e-10)
 
 
 def test_a_restored_source_goes_on_with_the_same_windows():
@@ -148,8 +148,8 @@ def test_the_gradient_is_that_of_finite_differences():
     net, source = make(), taught()
     window, state = source.window(0), {"memory": torch.zeros(3, 2, N, dtype=torch.float64)}
     gradient = OneProcess(net, MODEL, ERROR, CovarianceImitation())
-    found = gradient(window, state)
-    for parameter, slope in zip(gradient.parameters, found.gradients, strict=True):
+    window_gradient = gradient(window, state)
+    for parameter, slope in zip(gradient.parameters, window_gradient.gradients, strict=True):
         place = int(slope.abs().argmax())
         flat = parameter.data.view(-1)
         start, losses = float(flat[place]), []

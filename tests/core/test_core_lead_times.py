@@ -45,8 +45,8 @@ def test_a_lost_forecast_is_nan_and_the_others_go_on():
 def test_a_forecast_that_leaves_all_bounds_stays_lost():
     doubling = CustomDynamics(lambda x: x * x * x, state={"x": 1}, timestep=1.0, spin_up_time=0.0)
     x = torch.tensor([[[1.0], [0.0]]], dtype=torch.float64)
-    found = [alive.tolist() for _, alive in states_by_lead(doubling, x, [0, 0], [0, 20, 40])]
-    assert found == [[[True, True]], [[False, True]], [[False, True]]]
+    flags = [alive.tolist() for _, alive in states_by_lead(doubling, x, [0, 0], [0, 20, 40])]
+    assert flags == [[[True, True]], [[False, True]], [[False, True]]]
 
 
 def test_errors_of_a_model_add_q_after_each_interval():

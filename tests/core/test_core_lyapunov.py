@@ -82,16 +82,16 @@ def test_orthonormalising_on_the_way_changes_nothing(between):
     x, start = on_attractor(dynamics, 3), orthonormal_directions(LABELS, 0, 4, 6)
     after, vectors, factor = propagate(dynamics, x, start, 7, between)
     ahead, pushed = dynamics.advance_along(x, start, 7)
-    for found, expected in zip((after, vectors, factor), (ahead, *orthonormalise(pushed)), strict=True):
-        assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    for value, expected in zip((after, vectors, factor), (ahead, *orthonormalise(pushed)), strict=True):
+        assert_close(value, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_exponents_of_a_linear_map(linear):
     zero = torch.zeros(3, 3, dtype=torch.float64)
     sizes = {"between": 3, "spin_up": 60, "repeats": 10}
-    found, _ = spectrum(linear, zero, orthonormal_directions(LABELS, 0, 3, 3), **sizes)
+    exponents, _ = spectrum(linear, zero, orthonormal_directions(LABELS, 0, 3, 3), **sizes)
     expected = (multipliers(STEP).log() / STEP).expand(3, 3)
-    assert_close(found, expected, rtol=0, atol=1e-9)
+    assert_close(exponents, expected, rtol=0, atol=1e-9)
     fewer, _ = spectrum(linear, zero, orthonormal_directions(LABELS, 1, 2, 3), **sizes)
     assert_close(fewer, expected[:, :2], rtol=0, atol=1e-9)
 
@@ -109,17 +109,17 @@ def test_exponents_do_not_depend_on_the_time_between():
 
 def test_exponents_of_lorenz63():
     """Sprott (2003), Chaos and Time-Series Analysis: 0.9056, 0, -14.5723."""
-    found = run(Lorenz63(), 150, 30.0, between=10)
-    error = found.std(0) / math.sqrt(len(found))
+    exponents = run(Lorenz63(), 150, 30.0, between=10)
+    error = exponents.std(0) / math.sqrt(len(exponents))
     assert (error < 0.01).all()
-    assert (found.mean(0) - torch.tensor([0.9056, 0.0, -14.5723]).double()).abs().max() < 0.015
-    assert kaplan_yorke_dimension(found.mean(0)) == pytest.approx(2.062, abs=0.002)
+    assert (exponents.mean(0) - torch.tensor([0.9056, 0.0, -14.5723]).double()).abs().max() < 0.015
+    assert kaplan_yorke_dimension(exponents.mean(0)) == pytest.approx(2.062, abs=0.002)
 
 
 def test_first_exponent_of_lorenz96():
-    found = run(Lorenz96(), 32, 60.0, vectors=1)
-    assert found.std() / math.sqrt(32) < 0.02
-    assert found.mean() == pytest.approx(1.69, abs=0.05)
+    exponents = run(Lorenz96(), 32, 60.0, vectors=1)
+    assert exponents.std() / math.sqrt(32) < 0.02
+    assert exponents.mean() == pytest.approx(1.69, abs=0.05)
 
 
 def record(dynamics, every, count, rows=2):
@@ -231,9 +231,9 @@ def test_vectors_of_a_linear_map(linear):
     ],
 )
 def test_kaplan_yorke_dimension(exponents, dimension):
-    given = torch.tensor(exponents, dtype=torch.float64)
-    assert kaplan_yorke_dimension(given).item() == pytest.approx(dimension, abs=1e-12)
-    stacked = torch.stack([given, torch.full_like(given, -1.0)])
+    values = torch.tensor(exponents, dtype=torch.float64)
+    assert kaplan_yorke_dimension(values).item() == pytest.approx(dimension, abs=1e-12)
+    stacked = torch.stack([values, torch.full_like(values, -1.0)])
     assert_close(kaplan_yorke_dimension(stacked), torch.tensor([dimension, 0.0], dtype=torch.float64))
 
 

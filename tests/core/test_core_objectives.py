@@ -379,16 +379,16 @@ def test_without_the_truth_a_trajectory_far_from_its_observations_is_lost():
 
 @pytest.mark.parametrize("memory", [0, 2])
 def test_with_a_teacher_every_analysis_starts_from_its_forecast(memory):
-    own, plain = method(memory), window()
+    dan, plain = method(memory), window()
     forecast = plain.truth + 0.3 * normals(*plain.truth.shape, seed=9)
     taught = Window(plain.truth, plain.observation, plain.steps, forecast=forecast)
     still = CustomDynamics(lambda x: 1 / 0, state={"x": 5}, timestep=0.05)  # never asked
-    rollout = roll_out(own, still, ERROR, taught, None)
+    rollout = roll_out(dan, still, ERROR, taught, None)
     assert_close(rollout.forecast[:, 1:], forecast[:, 1:])
     state = {} if not memory else {"memory": torch.zeros(3, 2, 5, dtype=torch.float64)}
     for k in (1, 2):
         observed = ~plain.observation[:, k].isnan()
-        state = own.analyse({**state, "x": forecast[:, k]}, plain.observation[:, k].nan_to_num(0.0), observed, ERROR)
+        state = dan.analyse({**state, "x": forecast[:, k]}, plain.observation[:, k].nan_to_num(0.0), observed, ERROR)
         assert_close(rollout.analysis[:, k], state["x"])
 
 

@@ -93,13 +93,13 @@ def test_increment_is_optimal_interpolation():
     observing = ObservingSystem(covariance=r, operator=LinearOperator(h))
     x, d = normals(2, N), normals(2, 5, seed=6)
     observed = torch.tensor([[True] * 5, [True, False, True, True, False]])
-    found = observing.interpolate(x, v, d, observed)
+    increment = observing.interpolate(x, v, d, observed)
     for lane in range(2):
         rows = h[observed[lane]]
         total = rows @ torch.diag(v) @ rows.T + r[observed[lane]][:, observed[lane]]
         expected = torch.diag(v) @ rows.T @ torch.linalg.inv(total) @ d[lane, observed[lane]]
-        assert_close(found[lane], expected, rtol=1e-11, atol=1e-12)
-    assert_close(observing.interpolate(x, v, d[:, None].expand(2, 3, 5), observed)[:, 1], found)
+        assert_close(increment[lane], expected, rtol=1e-11, atol=1e-12)
+    assert_close(observing.interpolate(x, v, d[:, None].expand(2, 3, 5), observed)[:, 1], increment)
 
 
 def test_the_kalman_filter_with_a_matrix_is_its_closed_form():
@@ -132,13 +132,13 @@ def _linear(m: torch.Tensor):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_function_that_is_a_matrix_gives_what_the_matrix_gives(name):
     h = matrix()
-    found = []
+    outputs = []
     for operator in (LinearOperator(h), FunctionOperator(lambda x: x @ h.to(x).T, 5)):
         rec = record(ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64), operator=operator))
-        found.append(run(method_by_name(name, **METHODS[name]).prepare(rec), rec)[0])
-    assert not found[0]["diverged"].any()
-    for key, value in found[0].items():
-        assert_close(found[1][key], value, rtol=1e-7, atol=1e-7, equal_nan=True)
+        outputs.append(run(method_by_name(name, **METHODS[name]).prepare(rec), rec)[0])
+    assert not outputs[0]["diverged"].any()
+    for key, value in outputs[0].items():
+        assert_close(outputs[1][key], value, rtol=1e-7, atol=1e-7, equal_nan=True)
 
 
 # Methods whose random draws, if any, do not depend on how many observations there are.

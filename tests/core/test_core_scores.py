@@ -29,17 +29,17 @@ def test_members_crps_is_the_sum_over_pairs(rng, count):
 @pytest.mark.parametrize("count", [2, 5, 50])
 def test_fair_crps_does_not_depend_on_the_number_of_members(rng, count):
     """Members and truth from one normal distribution: the mean is 1 / sqrt(pi) for any count."""
-    found = ensemble_scores.members_crps(rng.normal(size=200_000), rng.normal(size=(200_000, count)))
-    assert found.mean() == pytest.approx(1 / np.sqrt(np.pi), abs=6 * found.std() / np.sqrt(found.size))
+    crps = ensemble_scores.members_crps(rng.normal(size=200_000), rng.normal(size=(200_000, count)))
+    assert crps.mean() == pytest.approx(1 / np.sqrt(np.pi), abs=6 * crps.std() / np.sqrt(crps.size))
 
 
 def test_members_far_from_zero_keep_their_digits(rng):
     """Kelvin in single precision."""
     truth, members = 280 + rng.normal(size=(50, 8)), 280 + rng.normal(size=(50, 8, 20))
     truth, members = truth.astype(np.float32), members.astype(np.float32)
-    found = ensemble_scores.members_crps(truth, members)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, all_pairs(truth.astype(float), members.astype(float)), rtol=1e-5, atol=1e-6)
+    crps = ensemble_scores.members_crps(truth, members)
+    assert crps.dtype == np.float32
+    np.testing.assert_allclose(crps, all_pairs(truth.astype(float), members.astype(float)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("error", "spread"), [(0.0, 1.0), (0.7, 0.4), (-3.0, 2.0), (1.0, 0.05)])
@@ -51,16 +51,16 @@ def test_gaussian_crps_is_the_integral_of_its_definition(error, spread):
     above, _ = integrate.quad(
         lambda u: stats.norm.sf(u, scale=spread) ** 2, error, error + 12, points=[0.0, -0.1, 0.1], limit=200
     )
-    found = scores.gaussian_crps(np.array([error]), np.zeros(1), np.array([spread]))
-    np.testing.assert_allclose(found, below + above, rtol=1e-6)
+    crps = scores.gaussian_crps(np.array([error]), np.zeros(1), np.array([spread]))
+    np.testing.assert_allclose(crps, below + above, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("spread", [0.0, 1e-40, 1e-30])
 def test_gaussian_crps_without_spread_is_the_absolute_error(dtype, spread):
     truth = np.array([-2.0, 0.0, 1e10], dtype)
-    found = scores.gaussian_crps(truth, np.zeros(3, dtype), np.full(3, spread, dtype))
-    np.testing.assert_allclose(found, np.abs(truth), rtol=1e-6, atol=1e-29)
+    crps = scores.gaussian_crps(truth, np.zeros(3, dtype), np.full(3, spread, dtype))
+    np.testing.assert_allclose(crps, np.abs(truth), rtol=1e-6, atol=1e-29)
 
 
 def test_what_is_no_number_stays_none(rng):
@@ -91,12 +91,12 @@ def test_pieces_change_nothing(rng, monkeypatch, bound):
         scores.rmse(truth, members[..., 0]),
     )
     monkeypatch.setattr(scores, "_VALUES", bound)
-    found = (
+    values = (
         ensemble_scores.members_crps(truth, members),
         ensemble_scores.rank_counts(truth, members),
         scores.rmse(truth, members[..., 0]),
     )
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(values, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13)
         assert one.dtype == np.float64
         assert one.dtype.isnative
@@ -108,17 +108,17 @@ def test_pieces_change_nothing(rng, monkeypatch, bound):
 )
 def test_working_dtype(dtype, expected):
     truth, estimate = np.full((1, 2), 30_000).astype(dtype), np.zeros((1, 2), dtype)
-    found = scores.rmse(truth, estimate)
-    assert found.dtype == np.dtype(expected)
-    assert float(found[0]) == pytest.approx(30_000, rel=1e-3)  # its square is beyond half precision
+    error = scores.rmse(truth, estimate)
+    assert error.dtype == np.dtype(expected)
+    assert float(error[0]) == pytest.approx(30_000, rel=1e-3)  # its square is beyond half precision
 
 
 def test_rank_counts_with_ties():
     """A truth that equals t members counts 1 / (t + 1) in each of its ranks; NaN is not counted."""
     members = np.array([[1.0, 2.0, 3.0]] * 5 + [[1.0, np.nan, 3.0]])
     truth = np.array([0.0, 2.5, 2.0, np.nan, 4.0, 0.0])
-    found = ensemble_scores.rank_counts(truth[None], members[None])
-    np.testing.assert_array_equal(found, [[1.0, 0.5, 1.5, 1.0]])
+    counts = ensemble_scores.rank_counts(truth[None], members[None])
+    np.testing.assert_array_equal(counts, [[1.0, 0.5, 1.5, 1.0]])
     collapsed = ensemble_scores.rank_counts(np.ones((1, 4)), np.ones((1, 4, 3)))
     np.testing.assert_array_equal(collapsed, [[1.0, 1.0, 1.0, 1.0]])
 
@@ -126,9 +126,9 @@ def test_rank_counts_with_ties():
 def test_ranks_of_rounded_members_are_flat(rng):
     """Coarse rounding makes ties in most states."""
     draws = np.round(rng.normal(size=(100, 500, 6)) * 2)
-    found = ensemble_scores.rank_counts(draws[..., 0], draws[..., 1:]).sum(0)
-    assert found.sum() == pytest.approx(50_000)
-    np.testing.assert_allclose(found / 50_000, 1 / 6, atol=0.01)
+    counts = ensemble_scores.rank_counts(draws[..., 0], draws[..., 1:]).sum(0)
+    assert counts.sum() == pytest.approx(50_000)
+    np.testing.assert_allclose(counts / 50_000, 1 / 6, atol=0.01)
 
 
 def squared_norm(truth, members):

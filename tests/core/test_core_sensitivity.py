@@ -152,8 +152,8 @@ def test_bilinear_operator_returns_its_tensor():
     samples = torch.randn(3, 7, 6, dtype=torch.float64)
     torch.testing.assert_close(regressed_covariance(toy, points, samples), expected, rtol=0, atol=1e-9)
     for site in range(6):
-        found = composite_marginal_gain(toy, points, samples, site)
-        torch.testing.assert_close(found, tensor[:, :, site].expand(3, 6, 6), rtol=0, atol=1e-9)
+        gain = composite_marginal_gain(toy, points, samples, site)
+        torch.testing.assert_close(gain, tensor[:, :, site].expand(3, 6, 6), rtol=0, atol=1e-9)
 
 
 class Curved(Bilinear):
@@ -173,8 +173,8 @@ def test_composite_error_falls_as_the_root_of_the_samples():
         torch.manual_seed(1)
         samples = torch.randn(60, count, 4, dtype=torch.float64)
         many = at_zero(points.x.expand(60, 4))
-        found = composite_marginal_gain(Curved(tensor), many, samples, 2)
-        errors.append(float((found - tensor[:, :, 2]).square().mean().sqrt()))
+        gain = composite_marginal_gain(Curved(tensor), many, samples, 2)
+        errors.append(float((gain - tensor[:, :, 2]).square().mean().sqrt()))
     assert 6.0 < errors[0] / errors[1] < 10.5  # 8 for N_p^(-1/2)
 
 
@@ -375,12 +375,12 @@ def test_a_derived_class_is_not_cut_at_its_parents_reach(cls, wrap):
     points = Points(2.3 + 3.6 * x, 0.3 * zeta)
     for site in (0, 30):
         gamma = reference(net, points)[1][..., site] if site == 0 else None
-        found = marginal_gain(net, points, site)
+        gain = marginal_gain(net, points, site)
         # a_i has 0.1 x_(i-9) zeta_(i+11), or half of it in a pair: far beyond what its parent sees.
         share = 0.05 if isinstance(net, Committee) else 0.1
-        assert found[0, (site + 9) % 53, (site + 20) % 53].item() == pytest.approx(share, rel=1e-9)
+        assert gain[0, (site + 9) % 53, (site + 20) % 53].item() == pytest.approx(share, rel=1e-9)
         if gamma is not None:
-            torch.testing.assert_close(found, gamma, rtol=0, atol=1e-10)
+            torch.testing.assert_close(gain, gamma, rtol=0, atol=1e-10)
 
 
 def test_what_a_class_brings_itself_is_kept():

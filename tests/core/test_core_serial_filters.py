@@ -193,10 +193,10 @@ def by_quadrature(h: np.ndarray) -> np.ndarray:
 @given(count=st.integers(2, 9), seed=st.integers(0, 9_999), spread=st.floats(0.1, 3.0), shift=st.floats(-4.0, 4.0))
 def test_members_become_quantiles_of_prior_times_likelihood(count, seed, spread, shift):
     h = shift + spread * normals(1, count, seed=seed)
-    found = posterior_quantiles(h)
+    quantiles = posterior_quantiles(h)
     order = h[0].argsort()
     expected = by_quadrature(h[0, order].numpy())
-    assert_close(found[0, order], torch.from_numpy(expected), rtol=1e-3, atol=2e-3 * (1 + spread))
+    assert_close(quantiles[0, order], torch.from_numpy(expected), rtol=1e-3, atol=2e-3 * (1 + spread))
 
 
 def test_a_flat_likelihood_leaves_members_where_they_are():

@@ -73,10 +73,10 @@ def test_products_have_exact_coefficients(grid):
     truncation, rows, columns = grid
     coarse, fine = SphericalHarmonics(*grid), SphericalHarmonics(truncation, 2 * rows, 2 * columns)
     one, other = coefficients(coarse, 2).unbind(-1)
-    found, exact = (
+    product, exact = (
         of.to_coefficients(of.to_fields(one[..., None]) * of.to_fields(other[..., None])) for of in (coarse, fine)
     )
-    assert_close(found, exact, rtol=0, atol=1e-11 * float(exact.abs().max()))
+    assert_close(product, exact, rtol=0, atol=1e-11 * float(exact.abs().max()))
 
 
 def test_halves_multiply_as_fields_do():

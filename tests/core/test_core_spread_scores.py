@@ -18,7 +18,7 @@ def test_spread_sums_are_those_of_their_bins(rng, monkeypatch, bound):
     spread, weights = rng.gamma(2.0, size=(6, 5, 4)), rng.random(4)
     spread[0, 0, 0], truth[1, 1, 1] = np.nan, np.nan
     edges, group = np.array([0.5, 1.0, 2.0]), np.array([0, 0, 1, 1, 2, 2])
-    found = spread_scores.spread_sums(truth, estimate, spread, group, groups=3, edges=edges, weights=weights)
+    sums = spread_scores.spread_sums(truth, estimate, spread, group, groups=3, edges=edges, weights=weights)
     known = ~np.isnan(truth + spread)
     for g in range(3):
         for k in range(3):
@@ -26,7 +26,7 @@ def test_spread_sums_are_those_of_their_bins(rng, monkeypatch, bound):
             here = known & (spread >= edges[k]) & (spread < upper) & (group == g)[:, None, None]
             share = np.broadcast_to(weights, truth.shape)[here]
             values = (1, spread[here] ** 2, (truth - estimate)[here] ** 2)
-            np.testing.assert_allclose(found[g, k], [(share * value).sum() for value in values], rtol=1e-12)
+            np.testing.assert_allclose(sums[g, k], [(share * value).sum() for value in values], rtol=1e-12)
 
 
 def test_merged_bins_hold_about_as_many_each(rng):
@@ -50,12 +50,12 @@ def test_merged_bins_hold_about_as_many_each(rng):
 
 def test_standard_error_of_the_rmse_of_a_bin(rng):
     """Over groups it has the scatter that repeated experiments have."""
-    found, errors = [], []
+    rmse, errors = [], []
     for _ in range(300):
         error = rng.normal(size=(16, 30)) * (1 + 0.5 * rng.normal(size=(16, 1)))
         sums = np.stack([np.full(16, 30.0), np.full(16, 30.0), (error**2).sum(1)], -1)[:, None]
         made = spread_scores.spread_error(sums)
-        found.append(made["rmse"][0])
+        rmse.append(made["rmse"][0])
         errors.append(made["rmse_standard_error"][0])
-    assert np.mean(errors) == pytest.approx(np.std(found), rel=0.15)
+    assert np.mean(errors) == pytest.approx(np.std(rmse), rel=0.15)
     assert np.isnan(spread_scores.spread_error(np.ones((1, 2, 3)))["rmse_standard_error"]).all()

@@ -23,13 +23,13 @@ GROUPS = {
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_products_and_inverses_are_in_the_group(name):
-    found = elements(GROUPS[name])
-    assert len(found) == len(GROUPS[name])
+    permutations = elements(GROUPS[name])
+    assert len(permutations) == len(GROUPS[name])
     assert GROUPS[name].permutation(0).tolist() == list(range(6))
-    for g in found:
-        assert tuple(torch.tensor(g).argsort().tolist()) in found
-        for h in found:
-            assert tuple(g[k] for k in h) in found
+    for g in permutations:
+        assert tuple(torch.tensor(g).argsort().tolist()) in permutations
+        for h in permutations:
+            assert tuple(g[k] for k in h) in permutations
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -50,11 +50,11 @@ def test_known_orbits():
 def test_average_on_the_ring_is_the_sum_that_is_written_out():
     gamma = torch.randn(2, 5, 5, 5, dtype=torch.float64)
     r = 1
-    found = symmetry_average(gamma, Group.ring(5), r)
+    average = symmetry_average(gamma, Group.ring(5), r)
     for i in range(5):
         for j in range(5):
             terms = [gamma[:, (i + site - r) % 5, (j + site - r) % 5, site] for site in range(5)]
-            torch.testing.assert_close(found[:, i, j], torch.stack(terms).mean(0))
+            torch.testing.assert_close(average[:, i, j], torch.stack(terms).mean(0))
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -146,9 +146,9 @@ def test_too_many_exchanges_still_give_a_group():
 def test_turns_of_a_ring_keep_their_order_and_name(step):
     """Averages and stores have them."""
     turns = Group.ring(12, step)
-    found = invariant_group(xdan.Ring(12).symmetries(), 12, lambda g: tuple(g.tolist()) in elements(turns))
-    assert repr(found) == repr(turns)
-    assert all(torch.equal(found.permutation(k), turns.permutation(k)) for k in range(len(turns)))
+    group = invariant_group(xdan.Ring(12).symmetries(), 12, lambda g: tuple(g.tolist()) in elements(turns))
+    assert repr(group) == repr(turns)
+    assert all(torch.equal(group.permutation(k), turns.permutation(k)) for k in range(len(turns)))
 
 
 def test_commuting_functions():

@@ -133,9 +133,9 @@ def test_fields_lie_on_one_ring():
     fields = model.space.unpack(torch.arange(264.0))
     assert (fields["U"].shape, fields["V"].shape) == ((8,), (256,))
     apart = model.distances(torch.tensor([2]))[0]
-    own = apart[8 + 2 * 32 : 8 + 3 * 32]
-    assert float(own.max()) == pytest.approx(31 / 64)
-    assert float(own.mean()) == pytest.approx(0.25)
+    in_sector = apart[8 + 2 * 32 : 8 + 3 * 32]
+    assert float(in_sector.max()) == pytest.approx(31 / 64)
+    assert float(in_sector.mean()) == pytest.approx(0.25)
     assert float(apart[6]) == 4.0
     assert float(model.space.weights()[:8].sum()) == pytest.approx(8.0) == float(model.space.weights()[8:].sum())
 

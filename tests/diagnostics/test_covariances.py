@@ -17,29 +17,29 @@ def rotation(angle):
 
 
 def test_members_have_the_covariance_of_numpy(ensemble):
-    found = xdan.ensemble_covariance(ensemble)
-    assert found.dims == ("trajectory", "time", "i", "j")
+    matrices = xdan.ensemble_covariance(ensemble)
+    assert matrices.dims == ("trajectory", "time", "i", "j")
     expected = np.cov(ensemble.members.isel(trajectory=2, time=7).values.T)
-    np.testing.assert_allclose(found.isel(trajectory=2, time=7), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(matrices.isel(trajectory=2, time=7), expected, rtol=1e-12, atol=1e-14)
     spread = ensemble.spread.isel(trajectory=2, time=7).values
     np.testing.assert_allclose(np.sqrt(np.diag(expected)), spread, rtol=1e-10)
-    assert not np.allclose(xdan.ensemble_covariance(ensemble, of="forecast_members"), found)
+    assert not np.allclose(xdan.ensemble_covariance(ensemble, of="forecast_members"), matrices)
 
 
 def test_members_on_a_grid():
     members = xr.DataArray(np.random.default_rng(0).normal(size=(3, 9, 2, 4)), dims=("time", "member", "lat", "lon"))
-    found = xdan.ensemble_covariance(members.to_dataset(name="members"))
-    np.testing.assert_allclose(found.isel(time=1), np.cov(members[1].values.reshape(9, 8).T), rtol=1e-12)
+    matrices = xdan.ensemble_covariance(members.to_dataset(name="members"))
+    np.testing.assert_allclose(matrices.isel(time=1), np.cov(members[1].values.reshape(9, 8).T), rtol=1e-12)
 
 
 def test_spectrum_of_known_matrices():
     turn = rotation(0.3)
     symmetric = turn @ np.diag([1.0, 4.0]) @ turn.T
     skew = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    found = xdan.covariance_spectrum(covariance(np.stack([symmetric, symmetric + 0.5 * skew])))
-    np.testing.assert_allclose(found.eigenvalue, [[4.0, 1.0]] * 2)
-    np.testing.assert_allclose(found.asymmetry, [0.0, 0.5 * np.sqrt(2) / np.sqrt(17)], atol=1e-12)
-    np.testing.assert_allclose(abs(found.eigenvector[0].values @ turn[:, ::-1]), np.eye(2), atol=1e-12)
+    spectrum = xdan.covariance_spectrum(covariance(np.stack([symmetric, symmetric + 0.5 * skew])))
+    np.testing.assert_allclose(spectrum.eigenvalue, [[4.0, 1.0]] * 2)
+    np.testing.assert_allclose(spectrum.asymmetry, [0.0, 0.5 * np.sqrt(2) / np.sqrt(17)], atol=1e-12)
+    np.testing.assert_allclose(abs(spectrum.eigenvector[0].values @ turn[:, ::-1]), np.eye(2), atol=1e-12)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-7, 0.4, np.pi / 2])
@@ -48,11 +48,11 @@ def test_angles_between_known_planes(angle):
     turn[1:3, 1:3] = rotation(angle)
     values = np.diag([4.0, 3.0, 2.0, 1.0])
     one, other = covariance(values[None]), covariance((turn @ values @ turn.T)[None])
-    found = xdan.principal_angles(one, other, modes=2)
-    np.testing.assert_allclose(np.radians(found[0]), [0.0, angle], atol=1e-12)
+    angles = xdan.principal_angles(one, other, modes=2)
+    np.testing.assert_allclose(np.radians(angles[0]), [0.0, angle], atol=1e-12)
     # Vectors, of any length and not orthogonal, that span the same planes.
     vectors = xr.DataArray((np.array([[3.0, 0.0], [5.0, -2.0]]) @ turn[:, :2].T)[None], dims=("time", "vector", "x"))
-    np.testing.assert_allclose(xdan.principal_angles(one, vectors, modes=2), found, atol=1e-6)
+    np.testing.assert_allclose(xdan.principal_angles(one, vectors, modes=2), angles, atol=1e-6)
 
 
 def test_a_line_and_a_plane():
@@ -60,16 +60,16 @@ def test_a_line_and_a_plane():
     plane = xr.DataArray(np.eye(3)[None, :2], dims=("time", "vector", "x"))
     line = xr.DataArray(np.array([[[turn[0, 0], 0.0, turn[1, 0]]]]), dims=("time", "vector", "x"))
     for one, other, modes in ((line, plane, (1, 2)), (plane, line, (2, 1))):
-        found = xdan.principal_angles(one, other, modes=modes[0], other_modes=modes[1])
-        assert found.sizes["angle"] == 1
-        np.testing.assert_allclose(np.radians(found), 0.3, atol=1e-12)
+        angles = xdan.principal_angles(one, other, modes=modes[0], other_modes=modes[1])
+        assert angles.sizes["angle"] == 1
+        np.testing.assert_allclose(np.radians(angles), 0.3, atol=1e-12)
 
 
 def test_lazy_input_stays_lazy(twin, net, ensemble, untouchable, computed):
     lazy = xdan.ensemble_covariance(ensemble.chunk(time=5))
-    own = untouchable(twin, "truth").dan.gain(net, kind="covariance")
-    spectrum = xdan.covariance_spectrum(own)
-    angles = xdan.principal_angles(own, lazy, modes=3)
+    matrices = untouchable(twin, "truth").dan.gain(net, kind="covariance")
+    spectrum = xdan.covariance_spectrum(matrices)
+    angles = xdan.principal_angles(matrices, lazy, modes=3)
     assert spectrum.chunks
     assert angles.chunks
     assert untouchable(twin, "truth").dan.zero_innovation_bias(net).bias.chunks
@@ -83,14 +83,14 @@ def test_chunked_is_the_same(twin, net):
 
 
 def test_bias_and_its_moments(twin, net):
-    found = twin.dan.zero_innovation_bias(net).compute()
+    biases = twin.dan.zero_innovation_bias(net).compute()
     module = net.module(torch.float64)
     x = torch.from_numpy(twin.truth.values.reshape(-1, 8).copy())
     step = (module(x, 0 * x)[0] - x).detach().numpy()
-    expected = np.sqrt((step**2).mean(1)).reshape(found.bias.shape)
-    np.testing.assert_allclose(found.bias, expected, rtol=1e-9)
-    assert float(found["mean"]) == pytest.approx(expected.mean())
-    assert float(found["deviation"]) == pytest.approx(expected.std())
+    expected = np.sqrt((step**2).mean(1)).reshape(biases.bias.shape)
+    np.testing.assert_allclose(biases.bias, expected, rtol=1e-9)
+    assert float(biases["mean"]) == pytest.approx(expected.mean())
+    assert float(biases["deviation"]) == pytest.approx(expected.std())
 
 
 def test_refusals(ensemble):
@@ -117,15 +117,17 @@ def test_refusals(ensemble):
 def test_matrices_of_a_lost_trajectory_are_left_out():
     rng = np.random.default_rng(0)
     roots = rng.normal(size=(3, 2, 6, 6))
-    own = xr.DataArray(roots @ roots.swapaxes(-1, -2), dims=("trajectory", "time", "i", "j"), coords={"i": range(6)})
-    lost = own.where(own.trajectory != 1)
-    for found, expected in (
-        (xdan.covariance_spectrum(lost), xdan.covariance_spectrum(own)),
-        (xdan.principal_angles(lost, own, modes=3), xdan.principal_angles(own, own, modes=3)),
+    matrices = xr.DataArray(
+        roots @ roots.swapaxes(-1, -2), dims=("trajectory", "time", "i", "j"), coords={"i": range(6)}
+    )
+    lost = matrices.where(matrices.trajectory != 1)
+    for diagnostic, expected in (
+        (xdan.covariance_spectrum(lost), xdan.covariance_spectrum(matrices)),
+        (xdan.principal_angles(lost, matrices, modes=3), xdan.principal_angles(matrices, matrices, modes=3)),
     ):
         whole = {"trajectory": [0, 2]}
-        xr.testing.assert_allclose(found.isel(whole), expected.isel(whole))
-        gone = found.isel(trajectory=1)
+        xr.testing.assert_allclose(diagnostic.isel(whole), expected.isel(whole))
+        gone = diagnostic.isel(trajectory=1)
         assert bool(gone.isnull().all() if isinstance(gone, xr.DataArray) else gone.eigenvalue.isnull().all())
 
 

@@ -159,15 +159,15 @@ def right(twin, ensemble):
 )
 def test_a_wrong_argument_is_named(right, verb, label):
     call, needed, labels = VERBS[verb]
-    given = {("run" if name == "ensemble" else name): right[name] for name in needed}
+    arguments = {("run" if name == "ensemble" else name): right[name] for name in needed}
     if verb == "gain" and label == "samples":
-        given["method"] = "regression"
-        given["kind"] = "covariance"
+        arguments["method"] = "regression"
+        arguments["kind"] = "covariance"
     for name, value in WRONG.items():
         if name in labels[label]:
             continue
         with pytest.raises((TypeError, ValueError), match=r"expected|name no dynamics|lacks") as caught:
-            call(**{**given, label: value})
+            call(**{**arguments, label: value})
         assert "arguments" not in str(caught.value)
         kinds = {"word", "dict", "complex", "bytes", "slice", "function"}
         if name in kinds - {"word"}:

@@ -77,8 +77,8 @@ def test_every_road_returns_the_toy_tensor(ds, toy):
     np.testing.assert_allclose(composite.values, gamma.values, rtol=0, atol=1e-8)  # exactly bilinear
     for innovation in ("sampled", "run"):
         run = ds.dan.cycle(toy) if innovation == "run" else None
-        found = ds.dan.gain(toy, kind="marginal", innovation=innovation, run=run, dim=["trajectory", "time"], every=3)
-        np.testing.assert_allclose(found.values, tensor, rtol=0, atol=1e-10)
+        gain = ds.dan.gain(toy, kind="marginal", innovation=innovation, run=run, dim=["trajectory", "time"], every=3)
+        np.testing.assert_allclose(gain.values, tensor, rtol=0, atol=1e-10)
     omega = ds.dan.gain(toy, reference=2)
     expected = symmetry_average(torch.from_numpy(tensor.copy()), xdan.Group.ring(SITES), 2)
     np.testing.assert_allclose(omega.values, expected, rtol=0, atol=1e-10)
@@ -130,9 +130,9 @@ def test_any_chunks_give_the_same_averages(ds, circular, rows, columns, every):
         {"kind": "covariance", "dim": "trajectory"},
     ):
         whole = ds.dan.gain(circular, every=every, **settings)
-        found = cut.dan.gain(circular, every=every, **settings)
-        np.testing.assert_allclose(found.values, whole.values, rtol=0, atol=1e-12)
-        xr.testing.assert_equal(found.coords.to_dataset(), whole.coords.to_dataset())
+        gain = cut.dan.gain(circular, every=every, **settings)
+        np.testing.assert_allclose(gain.values, whole.values, rtol=0, atol=1e-12)
+        xr.testing.assert_equal(gain.coords.to_dataset(), whole.coords.to_dataset())
 
 
 def test_partial_averages_make_the_whole_one(ds, circular):
@@ -149,8 +149,8 @@ def test_nothing_is_computed_or_read_before_it_is_asked(ds, circular, computed, 
     run = xdan.cycle(ds, circular)
     calls = computed.calls
     for kind in ("mean", "marginal", "covariance", "kalman"):
-        found = lazy.dan.gain(circular, kind=kind)
-        assert found.chunks is not None
+        gain = lazy.dan.gain(circular, kind=kind)
+        assert gain.chunks is not None
     assert lazy.dan.gain(circular, run=run, innovation="run").chunks is not None
     assert computed.calls == calls
 
@@ -165,14 +165,14 @@ def test_threads_and_one_thread_agree(ds, circular):
 def test_run_brings_its_forecasts_innovations_and_memory(twin, net):
     run = twin.dan.cycle(net, members=True)
     assert run.memory.dims == ("trajectory", "time", "channel", "x")
-    found = twin.dan.gain(net, kind="covariance", run=run, innovation="run").isel(trajectory=1, time=9)
+    covariance = twin.dan.gain(net, kind="covariance", run=run, innovation="run").isel(trajectory=1, time=9)
     place = {"trajectory": 1, "time": 9}
     x, y, m = (
         torch.from_numpy(variable.isel(place).values)[None] for variable in (run.forecast, twin.observation, run.memory)
     )
     module = net.module(torch.float64)
     expected = analysis_covariance(module, Points(x, y - x, m))[0].detach()
-    np.testing.assert_allclose(found.values, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(covariance.values, expected, rtol=0, atol=1e-12)
     # What the analysis read is what was kept.
     analysis = module(x, y - x, m)[0].detach()[0]
     np.testing.assert_allclose(run.analysis.isel(place), analysis, rtol=0, atol=1e-12)
@@ -272,5 +272,5 @@ def test_two_processes_agree_with_one_thread(ds, circular):
     expected = lazy.values
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
     with cluster, distributed.Client(cluster), dask.config.set(scheduler="distributed"):
-        found = lazy.compute()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+        gain = lazy.compute()
+    np.testing.assert_allclose(gain, expected, rtol=0, atol=1e-12)

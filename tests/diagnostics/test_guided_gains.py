@@ -84,7 +84,7 @@ def test_units_of_a_covariance_are_squared():
 
 def test_gains_at_forecasts_are_derivatives_of_the_analyses(ds, carried, run):
     """By the observation, with the memory and the covariance that the forecast carried."""
-    found = ds.dan.gain(carried, kind="kalman", run=run, innovation="run").values
+    gains = ds.dan.gain(carried, kind="kalman", run=run, innovation="run").values
     method = method_of(carried.module(torch.float64))
     y = torch.from_numpy(ds.observation.values)
     observed = torch.ones_like(y[:, 0], dtype=torch.bool)
@@ -98,7 +98,7 @@ def test_gains_at_forecasts_are_derivatives_of_the_analyses(ds, carried, run):
                 step[site] = 1e-5
                 high, low = (method.analyse(state, y[:, k] + s * step, observed, UNIT)["x"] for s in (1, -1))
                 slope = ((high - low) / 2e-5).detach()
-                np.testing.assert_allclose(found[:, k, :, site], slope, rtol=1e-6, atol=1e-8)
+                np.testing.assert_allclose(gains[:, k, :, site], slope, rtol=1e-6, atol=1e-8)
         state = (method.analyse if k else method.first)(state, y[:, k], observed, UNIT)
 
 
@@ -118,15 +118,15 @@ def test_at_the_innovations_of_a_run_the_analyses_are_those_of_the_run(ds, past)
 
 
 def test_marginal_gains_of_a_carried_covariance(ds, carried, run):
-    found = ds.dan.gain(carried, kind="marginal", run=run)
+    gains = ds.dan.gain(carried, kind="marginal", run=run)
     place = {"trajectory": 1, "time": 3}
     x, memory, covariance = (
         torch.from_numpy(run[name].isel(place).values)[None] for name in ("forecast", "memory", "analysis_covariance")
     )
     points = Points(x, torch.zeros_like(x), memory, CarriedCovariance(covariance))
     expected = marginal_gain(carried.module(torch.float64), points, 2)[0].detach()
-    np.testing.assert_allclose(found.isel({**place, "l": 2}), expected, rtol=0, atol=1e-12)
-    assert found.attrs["states_of"] == "forecasts of kalman-dan"
+    np.testing.assert_allclose(gains.isel({**place, "l": 2}), expected, rtol=0, atol=1e-12)
+    assert gains.attrs["states_of"] == "forecasts of kalman-dan"
 
 
 def test_a_silent_network_has_the_gain_of_the_filter(ds):
@@ -154,16 +154,16 @@ def test_a_rebuilt_covariance_at_truth_and_forecasts(ds, rebuilt):
     with torch.no_grad():
         expected = analysis_covariance(module, points)
         slopes = marginal_gain(module, points, 4)
-    found = ds.dan.gain(rebuilt, kind="covariance")
-    np.testing.assert_allclose(found.values.reshape(expected.shape), expected, rtol=0, atol=1e-12)
-    found = ds.dan.gain(rebuilt, kind="marginal").isel(l=4)
-    np.testing.assert_allclose(found.values.reshape(slopes.shape), slopes, rtol=0, atol=1e-11)
+    covariance = ds.dan.gain(rebuilt, kind="covariance")
+    np.testing.assert_allclose(covariance.values.reshape(expected.shape), expected, rtol=0, atol=1e-12)
+    gains = ds.dan.gain(rebuilt, kind="marginal").isel(l=4)
+    np.testing.assert_allclose(gains.values.reshape(slopes.shape), slopes, rtol=0, atol=1e-11)
     cycled = ds.dan.cycle(rebuilt)
     module, points = module_and_points(ds, rebuilt, cycled.forecast)
     with torch.no_grad():
         expected = analysis_covariance(module, points)
-    found = ds.dan.gain(rebuilt, kind="covariance", run=cycled)
-    np.testing.assert_allclose(found.values.reshape(expected.shape), expected, rtol=0, atol=1e-12)
+    covariance = ds.dan.gain(rebuilt, kind="covariance", run=cycled)
+    np.testing.assert_allclose(covariance.values.reshape(expected.shape), expected, rtol=0, atol=1e-12)
 
 
 def test_regressions_are_exact_for_a_silent_network(ds):
@@ -239,9 +239,9 @@ def test_a_run_in_single_precision(single, carried):
     kept = xdan.cycle(single, carried, members=True)
     fine = single.dan.gain(carried, kind="covariance", run=kept, dim=["trajectory", "time"])
     assert np.isfinite(fine.values).all()
-    found = single.dan.gain(network(past=PAST), dim="time", every=8)
-    assert found.dtype == np.float64  # sums are
-    assert np.isfinite(found.values).all()
+    gains = single.dan.gain(network(past=PAST), dim="time", every=8)
+    assert gains.dtype == np.float64  # sums are
+    assert np.isfinite(gains.values).all()
 
 
 def test_what_is_missing_is_refused(ds, carried, run, rebuilt):
@@ -267,6 +267,6 @@ def test_what_is_missing_is_refused(ds, carried, run, rebuilt):
 
 
 def test_labels_are_those_of_the_record(ds, carried, run):
-    found = ds.dan.gain(carried, kind="covariance", run=run)
-    xr.testing.assert_equal(found.time, ds.time)
-    assert found.dims == ("trajectory", "time", "i", "j")
+    covariance = ds.dan.gain(carried, kind="covariance", run=run)
+    xr.testing.assert_equal(covariance.time, ds.time)
+    assert covariance.dims == ("trajectory", "time", "i", "j")

@@ -33,9 +33,9 @@ def curved():
 
 def test_linear_network_scales_exactly(twin, linear):
     run = twin.dan.cycle(linear)
-    found = twin.dan.scaling_of_increments(linear, run, [0.01, 1.0, 3.0, 100.0], burn_in=5).compute()
-    np.testing.assert_allclose(found.ratio, found.scale, rtol=1e-6)
-    assert float(found.standard_error.max()) < 1e-4
+    scaling = twin.dan.scaling_of_increments(linear, run, [0.01, 1.0, 3.0, 100.0], burn_in=5).compute()
+    np.testing.assert_allclose(scaling.ratio, scaling.scale, rtol=1e-6)
+    assert float(scaling.standard_error.max()) < 1e-4
     sampled = twin.dan.scaling_of_increments(linear, run, [3.0], method="regression", samples=12, dim="time")
     assert sampled.ratio.dims == ("trajectory", "scale")
     np.testing.assert_allclose(sampled.ratio, 3.0, rtol=1e-5)
@@ -43,7 +43,7 @@ def test_linear_network_scales_exactly(twin, linear):
 
 def test_curved_network_follows_its_definition(twin, curved):
     run = twin.dan.cycle(curved)
-    found = twin.dan.scaling_of_increments(curved, run, [2.0], every=6, burn_in=2).compute()
+    scaling = twin.dan.scaling_of_increments(curved, run, [2.0], every=6, burn_in=2).compute()
     module = curved.module(torch.float64)
     taken = {"time": slice(2, None, 6)}
     x, y = (torch.from_numpy(v.isel(taken).values.reshape(-1, 8).copy()) for v in (run.forecast, twin.observation))
@@ -56,38 +56,38 @@ def test_curved_network_follows_its_definition(twin, curved):
             torch.linalg.solve(covariance, module(x, scale * (y - x))[0] - rest).norm(dim=1) for scale in (2.0, 1.0)
         ]
     ratio = sizes[0] / sizes[1]
-    assert found.ratio.item() == pytest.approx(float(ratio.mean()), rel=1e-6)
+    assert scaling.ratio.item() == pytest.approx(float(ratio.mean()), rel=1e-6)
     error = float(ratio.std()) / np.sqrt(len(ratio))
-    assert found.standard_error.item() == pytest.approx(error, rel=1e-6)
-    assert abs(found.ratio.item() - 2.0) > 0.01
+    assert scaling.standard_error.item() == pytest.approx(error, rel=1e-6)
+    assert abs(scaling.ratio.item() - 2.0) > 0.01
 
 
 @pytest.mark.parametrize("observe", [xdan.Sites.all(), xdan.Sites.every(2)])
 def test_stein_holds_to_sampling_error(model, curved, observe):
     ds = xdan.twin(model, cycles=3, trajectories=20, observe=observe, seed=3, dtype="float64").compute()
-    found = ds.dan.stein_identity(curved, samples=200).compute()
-    assert float(abs(found.mean_gradient).max()) > 0.1
-    normed = found.difference / found.standard_error
+    stein = ds.dan.stein_identity(curved, samples=200).compute()
+    assert float(abs(stein.mean_gradient).max()) > 0.1
+    normed = stein.difference / stein.standard_error
     inside = np.isfinite(normed)  # directions that nothing observes are zero on both sides
     assert float(abs(normed.where(inside)).max()) < 5.0
     assert 0.5 < float((normed.where(inside) ** 2).mean()) < 2.0
-    assert float(abs(found.regression.where(~inside)).max()) in (0.0, pytest.approx(0.0, abs=1e-9)) or inside.all()
+    assert float(abs(stein.regression.where(~inside)).max()) in (0.0, pytest.approx(0.0, abs=1e-9)) or inside.all()
     # At zeta = 0 the derivative is another one: the identity is about the mean over zeta.
     at_zero = ds.dan.gain(curved, kind="covariance", dim=["trajectory", "time"])
     if observe.kind == "all":
-        far = abs(found.mean_gradient - at_zero) / found.standard_error
+        far = abs(stein.mean_gradient - at_zero) / stein.standard_error
         assert float(far.max()) > 8.0
 
 
 def test_histogram_is_that_of_numpy(twin, linear):
     gappy = twin.assign(observation=twin.observation.where(twin.x != 3))
     run = gappy.dan.cycle(linear)
-    found = gappy.dan.innovation_histogram(linear, run, bins=20, limit=3.0, burn_in=4)
+    histogram = gappy.dan.innovation_histogram(linear, run, bins=20, limit=3.0, burn_in=4)
     zeta = (gappy.observation - run.forecast).isel(time=slice(4, None)).values.ravel()
     zeta = zeta[np.isfinite(zeta)]
     counts, edges = np.histogram(zeta, bins=20, range=(-3.0, 3.0))
-    np.testing.assert_allclose(found, counts / len(zeta) / np.diff(edges), rtol=1e-12)
-    np.testing.assert_allclose(found.zeta, (edges[1:] + edges[:-1]) / 2)
+    np.testing.assert_allclose(histogram, counts / len(zeta) / np.diff(edges), rtol=1e-12)
+    np.testing.assert_allclose(histogram.zeta, (edges[1:] + edges[:-1]) / 2)
     default = gappy.dan.innovation_histogram(linear, run)
     assert 0.9 < float((default * default.width).sum()) <= 1.0
 
@@ -119,9 +119,9 @@ def test_states_without_an_innovation_say_nothing(twin, net, run):
     sparse = twin.assign(observation=twin.observation.where(twin.time > twin.time[3]))
     blind = sparse.dan.cycle(net, members=True)
     scales = [0.5, 1.0, 2.0]
-    found = sparse.dan.scaling_of_increments(net, blind, scales, cutoff=0.01).compute()
+    scaling = sparse.dan.scaling_of_increments(net, blind, scales, cutoff=0.01).compute()
     seen = sparse.isel(time=slice(4, None)).dan.scaling_of_increments(
         net, blind.isel(time=slice(4, None)), scales, cutoff=0.01
     )
-    np.testing.assert_allclose(found.ratio, seen.ratio, rtol=1e-6)
-    np.testing.assert_allclose(found.standard_error, seen.standard_error, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(scaling.ratio, seen.ratio, rtol=1e-6)
+    np.testing.assert_allclose(scaling.standard_error, seen.standard_error, rtol=1e-4, atol=1e-7)

@@ -57,14 +57,14 @@ def test_spectrum_of_lorenz96():
 
 def test_spectrum_is_the_mean_over_trajectories_and_their_spread(model):
     """Of those of more than one task, keyed by their numbers."""
-    found = xdan.lyapunov_spectrum(model, time=2.0, spin_up=1.0, interval=0.1, trajectories=70, vectors=2, seed=5)
+    rates = xdan.lyapunov_spectrum(model, time=2.0, spin_up=1.0, interval=0.1, trajectories=70, vectors=2, seed=5)
     keys = torch.arange(70)
     x = model.climatology(keys, 5, like=torch.zeros((), dtype=torch.float64))[:, 0]
     start = orthonormal_directions(keys, 5, 2, 8)
     expected = spectrum(model, x, start, between=2, spin_up=10, repeats=20)[0].numpy()
-    np.testing.assert_allclose(found.exponent, expected.mean(0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(rates.exponent, expected.mean(0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(
-        found.exponent_standard_error, expected.std(0, ddof=1) / math.sqrt(70), rtol=0, atol=1e-12
+        rates.exponent_standard_error, expected.std(0, ddof=1) / math.sqrt(70), rtol=0, atol=1e-12
     )
 
 
@@ -131,19 +131,21 @@ def test_covariant_vectors_lead_from_each_time_to_the_next(butterfly, covariant)
     np.testing.assert_array_equal(covariant.time, butterfly.time[50:71])
     assert covariant.lyapunov_vector.dims == ("trajectory", "time", "vector", "component")
     states = torch.from_numpy(butterfly.truth.sel(time=covariant.time).values)
-    found = torch.from_numpy(covariant.lyapunov_vector.values)
-    _, ahead = xdan.Lorenz63().advance_along(states[:, :-1].flatten(0, 1), found[:, :-1].flatten(0, 1), 10)
+    vectors = torch.from_numpy(covariant.lyapunov_vector.values)
+    _, ahead = xdan.Lorenz63().advance_along(states[:, :-1].flatten(0, 1), vectors[:, :-1].flatten(0, 1), 10)
     ahead, length = ahead.unflatten(0, (3, -1)).numpy(), ahead.norm(dim=-1).unflatten(0, (3, -1)).numpy()
-    np.testing.assert_allclose(ahead / length[..., None], found[:, 1:], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ahead / length[..., None], vectors[:, 1:], rtol=0, atol=1e-9)
     np.testing.assert_allclose(np.log(length) / 0.1, covariant.growth[:, 1:], rtol=0, atol=1e-9)
 
 
 def test_backward_vectors_are_orthonormal_and_share_the_divergence(butterfly, covariant):
     ds = xdan.lyapunov_vectors(butterfly, spin_up=50)
     assert ds.sizes["time"] == 71
-    found = ds.lyapunov_vector.values
-    np.testing.assert_allclose(found @ found.swapaxes(-1, -2), np.broadcast_to(np.eye(3), (3, 71, 3, 3)), atol=1e-13)
-    np.testing.assert_allclose(found[:, :21, 0], covariant.lyapunov_vector[:, :, 0], rtol=0, atol=1e-12)
+    vectors = ds.lyapunov_vector.values
+    np.testing.assert_allclose(
+        vectors @ vectors.swapaxes(-1, -2), np.broadcast_to(np.eye(3), (3, 71, 3, 3)), atol=1e-13
+    )
+    np.testing.assert_allclose(vectors[:, :21, 0], covariant.lyapunov_vector[:, :, 0], rtol=0, atol=1e-12)
     np.testing.assert_allclose(ds.growth.sum("vector"), -(10 + 1 + 8 / 3), rtol=0, atol=0.02)
 
 
@@ -196,8 +198,8 @@ def test_only_the_truth_is_needed(twin, tmp_path):
     """Of any name, type and number of trajectories; what comes out goes into a store."""
     whole = xdan.lyapunov_vectors(twin, spin_up=4, vectors=3)
     nature = twin[["truth"]].rename(truth="nature").drop_attrs(deep=False)
-    found = xdan.lyapunov_vectors(nature, truth="nature", dynamics=xdan.Lorenz96(sites=8), spin_up=4, vectors=3)
-    np.testing.assert_array_equal(found.lyapunov_vector, whole.lyapunov_vector)
+    vectors = xdan.lyapunov_vectors(nature, truth="nature", dynamics=xdan.Lorenz96(sites=8), spin_up=4, vectors=3)
+    np.testing.assert_array_equal(vectors.lyapunov_vector, whole.lyapunov_vector)
     bare = xdan.lyapunov_vectors(twin[["truth"]].isel(trajectory=0, drop=True), spin_up=4, vectors=3)
     np.testing.assert_allclose(bare.growth, whole.growth[0], rtol=0, atol=1e-12)
     matrix = xdan.twin(xdan.Lorenz96(sites=8), cycles=24, trajectories=4, seed=1, operator=np.eye(8)[:2])
@@ -215,10 +217,10 @@ def test_uneven_intervals_grow_at_one_rate():
     intervals = [0.2, 0.5, 0.3] * 20
     time = np.concatenate([[0.0], np.cumsum(intervals)]).round(9)
     ds = xr.Dataset({"truth": (("time", "x"), np.zeros((61, 2)))}, {"time": time})
-    found = xdan.lyapunov_vectors(ds, dynamics=linear, interval=0.2)
-    assert found.time[0] == 6.0
+    vectors = xdan.lyapunov_vectors(ds, dynamics=linear, interval=0.2)
+    assert vectors.time[0] == 6.0
     expected = [math.log(sum((0.1 * rate) ** k / math.factorial(k) for k in range(5))) / 0.1 for rate in (0.5, -1.0)]
-    late = found.sel(time=slice(12, None))
+    late = vectors.sel(time=slice(12, None))
     np.testing.assert_allclose(late.growth, np.broadcast_to(expected, late.growth.shape), rtol=0, atol=1e-6)
     np.testing.assert_allclose(abs(late.lyapunov_vector[-1]), np.eye(2), rtol=0, atol=1e-6)
 

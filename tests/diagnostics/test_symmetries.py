@@ -166,11 +166,11 @@ def test_equivariance_error(circular, lopsided_network):
 def test_network_without_the_symmetry_is_averaged_over_all_sites(lopsided_network):
     ds = twin(dtype="float64").compute()
     gamma = ds.dan.gain(lopsided_network, kind="marginal", dim=["trajectory", "time"]).values
-    found = ds.dan.gain(lopsided_network, reference=2).values
+    average = ds.dan.gain(lopsided_network, reference=2).values
     turns = [np.roll(gamma, 2 - site, axis=(0, 1))[:, :, site] for site in range(12)]
-    np.testing.assert_allclose(found, np.mean(turns, 0), rtol=0, atol=1e-12)
-    own = ds.dan.gain(lopsided_network, reference=2, group=xdan.Group.trivial(12)).values
-    np.testing.assert_allclose(own, gamma[:, :, 2], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(average, np.mean(turns, 0), rtol=0, atol=1e-12)
+    unaveraged = ds.dan.gain(lopsided_network, reference=2, group=xdan.Group.trivial(12)).values
+    np.testing.assert_allclose(unaveraged, gamma[:, :, 2], rtol=0, atol=1e-12)
 
 
 def test_mean_gain_from_one_average_for_each_orbit(circular):
