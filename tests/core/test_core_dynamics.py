@@ -183,12 +183,12 @@ def test_advance_leaves_its_argument_alone():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize("forcing", [8.0, UNEVEN[:7]])
-def test_directions_are_advanced_by_the_tangent_linear_model(steps, own, forcing):
+def test_directions_are_advanced_by_the_tangent_linear_model(steps, written, forcing):
     """The written one of Lorenz-96 and, for a dynamics without, autodiff: against finite differences."""
     model = Lorenz96(7, forcing)
-    if not own:
+    if not written:
         model = CustomDynamics(model.tendency, state={"x": 7}, timestep=0.05)
     generator = torch.Generator().manual_seed(3)
     x = 2.3 + 3.0 * torch.randn(2, 7, dtype=torch.float64, generator=generator)
