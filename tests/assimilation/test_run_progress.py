@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import xdan
-from xdan.assimilation import cycling
+from xdan.assimilation import cycling, forecasts
 from xdan.core import progress
 
 TUNED = {"members": 5, "inflation": "tune", "candidates": {"inflation": [1.0, 1.1, 1.2, 1.4]}}
@@ -30,7 +30,7 @@ def bars(monkeypatch):
             made.append(self)
 
     monkeypatch.setattr(progress.Bar, "__init__", kept)
-    for module in (progress, cycling):
+    for module in (progress, cycling, forecasts):
         monkeypatch.setattr(module, "BAR_DELAY", 0.0)
     return made
 
@@ -79,9 +79,24 @@ def test_a_run_that_is_smoothed_has_a_bar_over_both_passes(twin, bars, tmp_path)
     assert told(bars) == [("etkf", 96, 96)]  # of two rows of blocks
 
 
+def test_forecasts_have_a_bar_over_lead_times(twin, run, bars, tmp_path, monkeypatch):
+    words = {"lead": 0.3, "every": 4}
+    twin.dan.forecast(run, **words)
+    assert told(bars) == [("forecasts", 7, 7)]
+    bars.clear()
+    chunked = [ds.chunk(trajectory=2) for ds in (twin, run)]
+    chunked[0].dan.forecast(chunked[1], **words, store=tmp_path / "whole.zarr")
+    assert told(bars) == [("forecasts", 14, 14)]
+    bars.clear()
+    monkeypatch.setattr("xdan.assimilation.forecast_blocks.ticking", lambda key: None)  # as in another process
+    chunked[0].dan.forecast(chunked[1], **words, store=tmp_path / "again.zarr")
+    assert told(bars) == [("forecasts", 14, 14)]
+
+
 def test_no_bar_where_it_was_not_asked_for(twin, net, bars, tmp_path, capfd):
     twin.dan.baseline("enkf-n", members=5, progress=False)
-    twin.dan.cycle(net, progress=False, store=tmp_path / "run.zarr")
+    run = twin.dan.cycle(net, progress=False, store=tmp_path / "run.zarr")
+    twin.dan.forecast(run.load(), lead=0.3, progress=False)
     lazy = twin.chunk(time=6).dan.baseline("enkf-n", members=5)
     lazy.compute()
     assert told(bars) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.lead_times import ErrorDraws, states_by_lead
-from ..core.progress import WorkKey, undisturbed
+from ..core.progress import WorkKey, ticking, undisturbed
 from ..records.blocks import Setup, block
 from ..records.fields import parts_of
 from ..records.leads import LEAD, VALID_TIME
@@ -80,6 +80,7 @@ def forecast_layout(labelled: LabelledRecord, starts: int, leads: int, members: 
 
 def forecast_block(
     warns: bool,
+    key: WorkKey | None,
     data: Sequence[Any],
     rows: slice,
     columns: slice,
@@ -90,7 +91,7 @@ def forecast_block(
 ) -> dict[str, Array]:
     """Compute the forecasts of one block. With `warns`, the block warns, as nothing checks a lazy result as a whole."""
     outputs: dict[str, Array] = _forecast_tensors(
-        data[0], rows, columns, setup, settings, layout, dtype=setup.dtype, device=device
+        data[0], rows, columns, setup, settings, layout, ticking(key), dtype=setup.dtype, device=device
     )
     if warns:
         warn_of(
@@ -111,16 +112,22 @@ def stream_block(
 ) -> None:
     """Forecast from one block, and write the result."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    outputs = forecast_block(False, [starts], rows, columns, setup, settings, layout, device)
+    outputs = forecast_block(False, key, [starts], rows, columns, setup, settings, layout, device)
     with undisturbed(key):
         stream.write(*place, outputs, {})
 
 
 @block
 def _forecast_tensors(
-    starts: Tensor, rows: slice, columns: slice, setup: Setup, settings: Settings, layout: Layout
+    starts: Tensor,
+    rows: slice,
+    columns: slice,
+    setup: Setup,
+    settings: Settings,
+    layout: Layout,
+    tick: Callable[[], None] | None,
 ) -> dict[str, Tensor]:
-    """Forecast from starts (B, T, [M,] *state); every variable has the shape (B, T, L, ...)."""
+    """Forecast from starts (B, T, [M,] *state); every variable has the shape (B, T, L, ...). A lead time is a tick."""
     stems = {one.stem for one in layout.values()}
     lead = 3 if settings.members else 2
     x = starts.flatten(lead)
@@ -137,6 +144,8 @@ def _forecast_tensors(
             made["forecast_spread"].append(states.std(2, correction=min(1, states.shape[2] - 1)))
         if "forecast_members" in stems:
             made["forecast_members"].append(states)
+        if tick is not None:
+            tick()
     stacked = {stem: torch.stack(values, 2) for stem, values in made.items()}
     return {name: one.of(stacked[one.stem]) for name, one in layout.items()}
 

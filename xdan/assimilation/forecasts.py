@@ -17,7 +17,7 @@ from ..core.dynamics import dynamics_to_json
 from ..core.keywords import checks_keywords
 from ..core.lead_times import MOST
 from ..core.log import RUNS
-from ..core.progress import Work, WorkKey, bar_of, working
+from ..core.progress import BAR_DELAY, Bar, Work, WorkKey, bar_of, working
 from ..core.random import check_seed
 from ..records.blocks import Plan, block_graph, pick_device
 from ..records.fields import parts_of
@@ -94,7 +94,8 @@ def forecast(
         "w-" refuses a store that exists, "w" overwrites it. An unfinished store of the same call goes on in both modes.
     {device}
     progress : bool
-        Whether to show a progress bar while a store is written.
+        Whether to show a progress bar over the lead times of all blocks. In memory the bar appears after some seconds.
+        Lazy forecasts are not computed, and have no bar.
     {words}
 
     Returns
@@ -177,7 +178,7 @@ def forecast(
     plan = _Forecasts(labelled, starts, positions, steps, count, keep, seed, device, told)
     if store is not None:
         return plan.streamed(store, mode, progress)
-    return plan.lazy() if lazy else plan.in_memory()
+    return plan.lazy() if lazy else plan.in_memory(progress)
 
 
 def _lead_steps(labelled: LabelledRecord, lead: Any, step: Any) -> Array:
@@ -278,13 +279,16 @@ class _Forecasts:
     def lazy(self, warns: bool = True) -> xr.Dataset:
         """The forecasts as dask arrays. With `warns`, each block warns."""
         outputs = {name: (one.shape[2:], one.dtype) for name, one in self.layout.items()}
-        arrays = block_graph(partial(forecast_block, warns), self.plan, [self.starts], outputs, *self._shared)
+        block = partial(forecast_block, warns, None if warns else self.key)
+        arrays = block_graph(block, self.plan, [self.starts], outputs, *self._shared)
         result: xr.Dataset = self.labelled.with_its_dims(self._labelled(arrays))
         return sealed(result)
 
-    def in_memory(self) -> xr.Dataset:
+    def in_memory(self, progress: bool) -> xr.Dataset:
         """Compute the forecasts."""
-        result = self.lazy(warns=False).compute()
+        with working(self.key) as work:
+            work.bar = partial(self._bar, progress, 0, delay=BAR_DELAY, leave=False)
+            result = self.lazy(warns=False).compute()
         return result.assign_attrs(attribute(self._judge(result["diverged"].to_numpy())))
 
     def streamed(self, store: StoreLike, mode: str, progress: bool) -> xr.Dataset:
@@ -297,6 +301,12 @@ class _Forecasts:
             stream.finish(attribute(self._judge(flags)))
         opened: xr.Dataset = self.labelled.with_its_dims(xr.open_zarr(store, consolidated=False))
         return opened
+
+    def _bar(self, shown: bool, blocks: int, **options: Any) -> Bar:
+        """A bar over the lead times of all blocks, some of which are done."""
+        leads = len(self.steps)
+        total = math.prod(self.plan.shape) * leads
+        return bar_of(total, "forecasts", shown=shown, initial=blocks * leads, unit="lead", **options)
 
     @property
     def _shared(self) -> tuple[Any, ...]:
@@ -315,7 +325,7 @@ class _Forecasts:
         task = dask.delayed(stream_block, pure=False)
         if sum(done):
             RUNS.info("%s goes on: %d of %d blocks are done", stream.store, sum(done), rows * columns)
-        work.bar = partial(bar_of, rows * columns, "forecasts", shown=progress, initial=sum(done), unit="block")
+        work.bar = partial(self._bar, progress, sum(done))
         while active := [i for i in range(rows) if done[i] < columns]:
             places = [(i, done[i]) for i in active]
             blocks = [self.starts[stream.plan.rows(i), stream.plan.columns(t)] for i, t in places]
@@ -323,7 +333,7 @@ class _Forecasts:
             dask.compute(*(task(self.key, stream, place, one, *self._shared) for place, one in pairs))
             for i in active:
                 done[i] += 1
-            work.reach(sum(done))
+            work.reach(sum(done) * len(self.steps))
             RUNS.info("%s: %d of %d blocks are done", stream.store, sum(done), rows * columns)
 
     def _template(self) -> xr.Dataset:
