@@ -224,8 +224,7 @@ def figure(options: argparse.Namespace) -> None:
     results = kept(options.out / "ball.zarr", lambda: compute(options.out, **settings), **settings)
     notes = notes_on(results)
     (options.out / "table.md").write_text(notes)
-    title = "Lorenz-63: the place tells the direction"
-    save_pictures(options.out / "ball", pictures(results), title=title, notes=notes)
+    save_pictures(options.out / "ball", pictures(results), title="Lorenz-63: place and direction", notes=notes)
     print(f"\n{notes}\nin {options.out}")
     if getattr(options, "explore", False):
         explore(results).show()

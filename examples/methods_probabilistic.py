@@ -153,10 +153,12 @@ def _scores(ds: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
     late = {"time": slice(BURN_IN, None)}
     error = (run.analysis - ds.truth).isel(late).transpose("trajectory", "time", "x").astype("f8")
     mean = ["time", "x"]
+    measured = ds.dan.score(run, burn_in=BURN_IN, dim="time")
+    crps = "crps" if "crps" in measured else "mean_absolute_error"  # that of a single state
     scores = {
         "rmse": np.sqrt((error**2).mean("x")).mean("time"),
         "mse": (error**2).mean(mean),
-        "crps": ds.dan.score(run, burn_in=BURN_IN, dim="time").crps.drop_vars("crps_of"),
+        "crps": measured[crps].drop_vars("crps_of", errors="ignore"),
     }
     if "spread" not in run:
         return xr.Dataset(scores).reset_coords(drop=True)
