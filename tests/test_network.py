@@ -427,8 +427,14 @@ def test_shipped_networks_assimilate_on_any_ring(name, sites):
 def test_a_path_comes_before_a_shipped_name(name, twin, tmp_path, monkeypatch, architecture, single, quick):
     net = single.dan.train(architecture, **quick)
     monkeypatch.chdir(tmp_path)
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "table.md").write_text("results of an example")
+    shipped = xdan.open_network(name)
+    assert shipped == xdan.open_network(network.shipped_store(name))
     net.to_zarr(name)
-    assert xdan.open_network(name) == net
+    assert xdan.open_network(name) == net != shipped
+    assert name in xdan.networks().index
 
 
 def test_a_network_with_a_covariance_is_saved_and_needs_its_run_for_a_gain(tmp_path):

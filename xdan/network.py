@@ -507,8 +507,8 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     Parameters
     ----------
     store : path, Zarr store, or name
-        A store that `Network.to_zarr` wrote. A name in `SHIPPED` opens a network that comes with xdan, if no path with
-        this name exists.
+        A store that `Network.to_zarr` wrote. A name in `SHIPPED` opens a network that comes with xdan, if no store lies
+        at a path with this name. A folder with other files is no store.
     module : torch.nn.Module, or sequence of them, optional
         Only for a network around a torch module of yours (`xdan.ModuleNetwork`): an instance of the module's class,
         made with the values that it had in the training. A copy of this instance gets the weights. If the network holds
@@ -541,8 +541,8 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     >>> xdan.open_network("lorenz96-single").description["name"]  # one that comes with xdan
     'kalman-cnn'
     """
-    if isinstance(store, str) and store in SHIPPED and not Path(store).exists():
-        store = _TRAINED / f"{store}.zarr"
+    if isinstance(store, str) and store in SHIPPED and not _holds_store(Path(store)):
+        store = shipped_store(store)
     store = locate(store)
     try:
         description, shapes = read_description(store, "")
@@ -563,6 +563,16 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     if prototype is not None:
         _check_seen(network, made, store)
     return network
+
+
+def shipped_store(name: str) -> Path:
+    """Store of a network that comes with xdan."""
+    return _TRAINED / f"{name}.zarr"
+
+
+def _holds_store(path: Path) -> bool:
+    """Whether a path is a file, or a folder with the root of a Zarr store."""
+    return path.is_file() or any((path / root).exists() for root in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def _with_modules(

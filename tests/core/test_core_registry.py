@@ -173,7 +173,7 @@ def test_a_class_without_a_name_of_its_own_is_not_saved_as_its_parent():
 
 def test_the_network_in_the_docstring_is_a_whole_one(registry):
     """As a user would write it in a file: it is made by name, is described, and moves sites towards observations."""
-    block = re.search(r"::\n\n(        import torch.*?\n)(?=    \S)", AnalysisNetwork.__doc__, re.DOTALL)
+    block = re.search(r"::\n\n(    import torch.*?\n)(?=\S)", inspect.getdoc(AnalysisNetwork), re.DOTALL)
     exec(compile(textwrap.dedent(block[1]), "nudging.py", "exec"), {"__name__": "nudging"})
     net = network_by_name("nudging", {"width": 5})
     assert net.config() == {"width": 5}

@@ -12,7 +12,7 @@ from ..core.dynamics import known_dynamics
 from ..core.methods.base import METHODS
 from ..core.networks import known_networks
 from ..core.registry import constructor_parameters
-from ..network import SHIPPED, open_network
+from ..network import SHIPPED, open_network, shipped_store
 
 
 def baselines() -> pd.DataFrame:
@@ -61,7 +61,7 @@ def networks() -> pd.DataFrame:
         parameters = _signature(cls, preset, without={"space"})
         rows[name] = {"what": _summary(cls), "parameters": parameters, "validation_rmse": float("nan")}
     for name in SHIPPED:
-        description = open_network(name).description
+        description = open_network(shipped_store(name)).description
         training, data = description["training"], description["training"]["data"]
         model = (data.get("dynamics") or data["endless"])["name"]
         rows[name] = {
