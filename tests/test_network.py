@@ -432,6 +432,7 @@ def test_a_path_comes_before_a_shipped_name(name, twin, tmp_path, monkeypatch, a
     (folder / "table.md").write_text("results of an example")
     shipped = xdan.open_network(name)
     assert shipped == xdan.open_network(network.shipped_store(name))
+    shutil.rmtree(folder)
     net.to_zarr(name)
     assert xdan.open_network(name) == net != shipped
     assert name in xdan.networks().index
