@@ -30,13 +30,14 @@ def shares(paragraphs: Mapping[str, str]) -> Callable[[Documented], Documented]:
 
     Examples
     --------
+    >>> from inspect import getdoc
     >>> @shares({"seed": "seed : int, keys the random draws."})
     ... def draw(seed):
     ...     '''Draw a number.
     ...     {seed}'''
-    >>> print(draw.__doc__)
+    >>> print(getdoc(draw))
     Draw a number.
-        seed : int, keys the random draws.
+    seed : int, keys the random draws.
     """
 
     def fill(documented: Documented) -> Documented:
