@@ -16,11 +16,11 @@ SMALL = ["--cycles", "3", "--burn-in", "2", "--trajectories", "2", "--archive", 
 @pytest.mark.parametrize(
     ("name", "methods", "model", "options"),
     [
-        ("kuramoto_sivashinsky", 2, "KuramotoSivashinsky", []),
+        pytest.param("kuramoto_sivashinsky", 2, "KuramotoSivashinsky", [], marks=pytest.mark.slow),
         ("lorenz63", 4, "Lorenz63", []),
         pytest.param("two_scale", 3, "TwoScaleLorenz96", [], marks=pytest.mark.slow),
         pytest.param("shallow_water", 2, "RollWaves", ["--points", "24"], marks=pytest.mark.slow),
-        ("barotropic_vorticity", 2, "BarotropicVorticity", ["--points", "16"]),
+        pytest.param("barotropic_vorticity", 2, "BarotropicVorticity", ["--points", "16"], marks=pytest.mark.slow),
     ],
 )
 def test_runs_to_its_page(name, methods, model, options, tmp_path, monkeypatch):

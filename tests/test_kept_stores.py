@@ -168,8 +168,9 @@ def names(archive: Path) -> list[str]:
 
 
 CASES = [(archive, name) for archive in ARCHIVES for name in names(archive)]
-# What only an archive of today's format holds, and what is quick; the rest is read from an older archive too.
-QUICK_OF_TODAY = ("estimate", "dynamics", "weights of network", "score", "resumed run", "resumed sweep")
+# What is read from every archive in the quick tests; the rest is read from one archive there.
+OF_EVERY_ARCHIVE = ("weights of network", "score", "resumed run", "finite-size run")
+FIRST = {name: archive for archive, name in reversed(CASES)}
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
@@ -187,7 +188,7 @@ def test_archives_hold_every_kind_and_read() -> None:
 
 
 def marked(archive: Path, name: str) -> Any:
-    slow = archive.stem == "format-2" and name not in QUICK_OF_TODAY
+    slow = archive != FIRST[name] and name not in OF_EVERY_ARCHIVE
     return pytest.param(archive, name, id=f"{archive.stem}-{name}", marks=pytest.mark.slow if slow else ())
 
 

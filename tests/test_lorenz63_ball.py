@@ -37,6 +37,7 @@ def test_a_tiny_ball_has_the_covariance_of_states_that_drift(example, truth):
     np.testing.assert_allclose(example.tiny_ball(begin, 2), expected, rtol=1e-6, atol=1e-6 * abs(expected).max())
 
 
+@pytest.mark.slow
 def test_an_old_ball_is_drawn_out_along_the_first_vector(example, truth):
     """Whether covariant or backward: the first of both is one."""
     age, kept = 60, slice(80, 100)

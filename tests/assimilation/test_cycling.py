@@ -112,7 +112,9 @@ def whole(gappy, net):
     return cache(lambda name: xdan.cycle(gappy, METHODS[name](net), members=name in KEEPING))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in METHODS]
+)
 @settings(max_examples=4)
 @given(data=st.data())
 def test_any_chunks(name, data, gappy, net, whole):
@@ -538,7 +540,9 @@ GAPS = [
 
 
 @pytest.mark.filterwarnings("ignore:.*lost the truth")  # as they do without a new start
-@pytest.mark.parametrize(("name", "settings"), GAPS)
+@pytest.mark.parametrize(
+    ("name", "settings"), [*GAPS[:4], *(pytest.param(*case, marks=pytest.mark.slow) for case in GAPS[4:7]), *GAPS[7:]]
+)
 def test_a_trajectory_starts_anew_after_a_gap(interrupted, name, settings):
     """From then on it is the run of a record that begins there, for methods without draws and spin-up."""
     run = interrupted.dan.baseline(name, **settings, restart_after=0.5)

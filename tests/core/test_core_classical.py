@@ -128,6 +128,7 @@ def test_smoother_is_the_rauch_tung_striebel_one():
     assert outputs["smoothed"][:, 0].isnan().all()
 
 
+@pytest.mark.slow
 def test_stochastic_enkf_converges_like_one_over_the_root_of_the_members():
     observing, _ = error_and_matrix("scalar")
     record = record_of(linear(model()), observing, 25, lanes=8)

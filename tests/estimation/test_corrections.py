@@ -333,6 +333,7 @@ def test_uneven_intervals_are_for_least_squares_only(record, run):
         uneven.dan.learn_correction(again, "cnn", **words)
 
 
+@pytest.mark.slow
 def test_the_verb_works_under_threads(record, run):
     with dask.config.set(scheduler="threads", num_workers=2):
         threaded = record.chunk(trajectory=2).dan.learn_correction(

@@ -76,6 +76,7 @@ def test_both_are_near_the_truth_and_know_how_near(estimate):
     assert estimate.attrs["passes"] < 40
 
 
+@pytest.mark.slow
 def test_plain_steps_end_in_the_same_place(record, estimate):
     plain = record.dan.estimate_errors(accelerate=False, **START)
     assert plain.attrs["passes"] > estimate.attrs["passes"]

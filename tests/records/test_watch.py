@@ -87,6 +87,7 @@ def test_every_trajectory_diverged(twin):
     assert bool(run.diverged.any("time").all())
 
 
+@pytest.mark.slow
 def test_smoothed_states_lie_where_they_belong(tmp_path):
     """At its own time the smoothed state is far closer to the truth than a window later."""
     ds = xdan.twin(xdan.Lorenz96(), cycles=60, trajectories=4, seed=2).compute(scheduler="synchronous")

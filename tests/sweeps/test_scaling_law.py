@@ -29,7 +29,7 @@ def test_exact_data_give_the_exponents_back():
     np.testing.assert_allclose(law.fitted, law.observed, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.103, 0.060), (0.2, 0.05)])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.103, 0.060), pytest.param(0.2, 0.05, marks=pytest.mark.slow)])
 def test_the_ratio_lies_within_its_error_bars(alpha, beta):
     deviations = []
     for seed in range(4):

@@ -263,7 +263,7 @@ def test_a_sweep_cut_short_is_taken_up(model, tmp_path, counted, monkeypatch):
     xr.testing.assert_identical(resumed.drop_vars(TIMED), whole.drop_vars(TIMED))
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "distributed"])
+@pytest.mark.parametrize("scheduler", ["threads", pytest.param("distributed", marks=pytest.mark.slow)])
 def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
     schemes, axes = {"DAN": TINY, "EnKF-N": {"baseline": "enkf-n", "members": 5}}, {"error_std": [0.5, 1.0]}
     expected = xdan.sweep(model, schemes, axes, store=tmp_path / "one", **SIZES).drop_vars(TIMED)
@@ -395,6 +395,7 @@ def test_another_sweep_is_not_overwritten(model, tmp_path):
     assert "truth" in zarr.open_group(tmp_path / "twin.zarr", mode="r")
 
 
+@pytest.mark.slow
 def test_many_cells_are_asked_for(model, tmp_path):
     with pytest.raises(ValueError, match=r"600 cells are to be computed, with 10.0 hours of training .* pass yes=True"):
         xdan.sweep(

@@ -126,7 +126,7 @@ def test_a_sweep_refuses_a_training_before_its_first_cell(model, monkeypatch, ch
         xdan.sweep(model, schemes, seeds=1, cycles=12, trajectories=2, burn_in=2, progress=False)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_objective_of_ones_own(single, architecture, quick, processes):
     settings = {**quick, "processes": processes}
     net = xdan.train(single, architecture, objective=Absolute(), **settings)
