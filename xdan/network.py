@@ -40,7 +40,7 @@ from .core.spaces import STATE, StateSpace
 from .core.tables import html_table
 from .core.tendencies import TendencyNetwork
 from .records.blocks import array_to_tensor, tensor_to_array
-from .records.location import StoreLike, check_rewritable, locate, replacing, writing
+from .records.location import StoreLike, check_rewritable, has_root, locate, replacing, writing
 from .records.schema import WHOLE, Array
 from .records.setting import disagreements
 from .records.store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
@@ -541,7 +541,7 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
     >>> xdan.open_network("lorenz96-single").description["name"]  # one that comes with xdan
     'kalman-cnn'
     """
-    if isinstance(store, str) and store in SHIPPED and not _holds_store(Path(store)):
+    if isinstance(store, str) and store in SHIPPED and not (Path(store).is_file() or has_root(Path(store))):
         store = shipped_store(store)
     store = locate(store)
     try:
@@ -568,11 +568,6 @@ def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | Non
 def shipped_store(name: str) -> Path:
     """Store of a network that comes with xdan."""
     return _TRAINED / f"{name}.zarr"
-
-
-def _holds_store(path: Path) -> bool:
-    """Whether a path is a file, or a folder with the root of a Zarr store."""
-    return path.is_file() or any((path / root).exists() for root in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def _with_modules(

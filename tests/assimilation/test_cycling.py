@@ -104,6 +104,7 @@ METHODS = {
     "3d-var": lambda net: xdan.ThreeDVar(),
 }
 KEEPING = ("enkf-n", "kalman network")  # members, or memory and covariance
+LONG = ("kalman network, lagged", "kalman network, rebuilt")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def whole(gappy, net):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in METHODS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in METHODS]
 )
 @settings(max_examples=4)
 @given(data=st.data())

@@ -72,10 +72,11 @@ def constructor_checks_keywords(cls: Class) -> Class:
     _, *parameters = inspect.signature(construct).parameters.values()
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         return cls
+    known = [one.name for one in parameters]
 
     @functools.wraps(construct)
     def checked(instance: Any, *arguments: Any, **keywords: Any) -> None:
-        refuse_unknown(keywords, [one.name for one in parameters])
+        refuse_unknown(keywords, known)
         construct(instance, *arguments, **keywords)
 
     setattr(cls, "__init__", checked)  # noqa: B010

@@ -99,6 +99,11 @@ def exists(store: StoreLike) -> bool:
     return True
 
 
+def has_root(path: Path) -> bool:
+    """Whether a folder has the root of a Zarr store, of any format."""
+    return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
 def check_rewritable(store: StoreLike, label: str = "store") -> None:
     """Refuse a ZIP archive, because nothing in it can be written twice.
 

@@ -21,7 +21,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError, UnstableSpecificationWarning
 
 from ..core.checks import shown, warn
-from .location import StoreLike, exists, is_local
+from .location import StoreLike, exists, has_root, is_local
 from .schema import WHOLE, Array, to_json
 
 _COMPRESSORS = (ZstdCodec(), Crc32cCodec())
@@ -80,7 +80,7 @@ def check_writable(store: StoreLike, mode: str) -> None:
         return
     if mode == "w-":
         raise FileExistsError(f"{store} exists; pass mode='w' to overwrite it, or another path")
-    if is_local(store) and not any((Path(store) / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+    if is_local(store) and not has_root(Path(store)):
         raise FileExistsError(f"{store} exists and is no Zarr store: it is left alone; choose another path")
 
 
