@@ -72,6 +72,15 @@ def test_a_cell_is_the_experiment_by_hand(model, tmp_path):
     assert np.isfinite(cube.rmse).all()
 
 
+def test_cubes_of_schemes_with_and_without_a_crps_join(model, tmp_path):
+    with_spread, without = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}, {"4D-Var": {"baseline": "4d-var"}}
+    first = xdan.sweep(model, with_spread, store=tmp_path / "with.zarr", **SIZES)
+    second = xdan.sweep(model, without, store=tmp_path / "without.zarr", **SIZES)
+    together = xr.concat([first, second], "scheme", combine_attrs="drop_conflicts")
+    assert together.crps_of.values.tolist() == ["Gaussian", ""]
+    assert np.isfinite(together.crps.values[:, 0]).tolist() == [True, False]
+
+
 def test_what_is_there_is_not_computed_again(model, tmp_path, counted):
     schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}
     first = xdan.sweep(model, schemes, {"error_std": [0.5, 1.0]}, store=tmp_path / "s", **SIZES)

@@ -89,9 +89,9 @@ def arranged(
         for dim, values in labels.items()
     }
     cube = xr.Dataset(variables, coordinates, attributes)
-    if crps_of := _crps_of(scores, len(labels[SCHEME])):
-        label = {"long_name": "what the CRPS is of"}
-        cube = cube.assign_coords(crps_of=(SCHEME, np.array(crps_of, dtype=object), label))
+    if all(isinstance(cell, dict) for cell in scores):
+        crps_of = np.array(_crps_of(scores, len(labels[SCHEME])), dtype=object)
+        cube = cube.assign_coords(crps_of=(SCHEME, crps_of, {"long_name": "what the CRPS is of"}))
     for name, (long_name, unit) in _AXES.items():
         if name in labels:
             cube[name].attrs = {"long_name": long_name, **({"units": unit} if unit else {})}
@@ -101,12 +101,9 @@ def arranged(
 
 
 def _crps_of(scores: Sequence[Any], schemes: int) -> list[str]:
-    """What the CRPS of each scheme is computed from, if the scores are computed and tell it."""
-    if not all(isinstance(cell, dict) for cell in scores):
-        return []
+    """What the CRPS of each scheme is computed from; nothing for a scheme that has no CRPS."""
     each = np.array([cell.get("crps_of", "") for cell in scores], dtype=object).reshape(schemes, -1)
-    words = [", ".join(sorted({word for word in row if word})) for row in each]
-    return words if any(words) else []
+    return [", ".join(sorted({word for word in row if word})) for row in each]
 
 
 @dask.delayed(pure=True)  # type: ignore[untyped-decorator]
