@@ -127,7 +127,8 @@ def surrogate(options: argparse.Namespace) -> None:
     print(markdown(pd.DataFrame(rows)))
     (options.out / "models.md").write_text(markdown(pd.DataFrame(rows)))
     _table(options, test, {name: (test, one) for name, one in models.items()}, "enkf-n", ENSEMBLE, known)
-    curves = (skill.rmse / skill.deviation).rename("error, deviations of the climate")
+    relative = skill.rmse / skill.deviation
+    curves = relative.where(relative > 0).rename("error, deviations of the climate")  # the true model has no error
     sections = {
         "Errors of forecasts by lead time": curves.hvplot.line(x="lead", by="model", logy=True, width=700),
         "Spectrum": climate.power.hvplot.line(x="wavenumber", by="model", logy=True, width=700),

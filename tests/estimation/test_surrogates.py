@@ -34,7 +34,7 @@ def surrogate(record):
     return record.dan.train_surrogate(**SHORT)
 
 
-def test_it_learns_the_model(record, surrogate):
+def test_it_learns_the_model(record, surrogate, tmp_path):
     history = surrogate.provenance["history"]
     assert history["one_interval_error"][-1] < 0.02
     assert history["step"][-1] == 250
@@ -42,6 +42,7 @@ def test_it_learns_the_model(record, surrogate):
     relative = skill.rmse / skill.deviation
     assert float(relative.sel(model="true").max()) < 1e-5
     assert float(relative.sel(model="surrogate")[0]) < 0.02
+    skill.to_zarr(tmp_path / "skill.zarr", consolidated=False)  # Zarr has no warning of the names
     assert surrogate.provenance["source"] == "truth"
 
 
@@ -175,7 +176,7 @@ def test_a_model_of_another_time_step_is_at_the_times_of_the_record(first):
     assert float(skill.rmse.max()) < 1e-6
 
 
-def test_the_climate_of_known_states():
+def test_the_climate_of_known_states(tmp_path):
     still = xdan.CustomDynamics(
         step=lambda x: x, state=xdan.Ring(8), timestep=0.1, name="still", spin_up_time=0.0, rest=waves
     )
@@ -188,6 +189,7 @@ def test_the_climate_of_known_states():
     np.testing.assert_allclose(climate.power.sel(model="one"), [0, 2.0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(climate.power.sum("wavenumber"), climate.deviation**2, rtol=1e-6)
     assert float(climate.density.sel(model="one").sum()) == pytest.approx(1.0)
+    climate.to_zarr(tmp_path / "climate.zarr", consolidated=False)  # Zarr has no warning of the names
 
 
 def waves(noise):

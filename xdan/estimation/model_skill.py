@@ -117,9 +117,9 @@ def forecast_skill(
     )["sums"][:, 0]
     dims = (TRAJECTORY, MODEL, LEAD, FIELD, "moment")
     coordinates = {
-        MODEL: list(named),
+        MODEL: np.array(list(named), dtype=object),
         LEAD: (LEAD, interval * np.arange(1, leads + 1), {"long_name": "lead time, model time", "units": "1"}),
-        FIELD: list(space.names),
+        FIELD: np.array(space.names, dtype=object),
     }
     moments = xr.DataArray(sums if labelled.lazy else sums.compute(), coordinates, dims)
     return _label_skill(moments, space)
@@ -314,8 +314,8 @@ def _label_climate(runs: Mapping[str, Array], space: StateSpace) -> xr.Dataset:
         {"long_name": "share of values in a bin of a tenth of the first model's deviation", "units": "1"},
     )
     coordinates: dict[str, Any] = {
-        MODEL: list(runs),
-        FIELD: names,
+        MODEL: np.array(list(runs), dtype=object),
+        FIELD: np.array(names, dtype=object),
         "value": (
             "value",
             (edges[:-1] + edges[1:]) / 2,
