@@ -159,3 +159,62 @@ def test_networks_of_wrong_models_run_to_their_tables(figure, schemes, tmp_path,
     monkeypatch.setattr(sys, "argv", ["imperfect", *small, "--seed", "5"])
     with pytest.raises(SystemExit, match="choose another --out"):
         command.main()
+
+
+@pytest.mark.filterwarnings("ignore::xdan.XdanWarning")  # the records are short
+@pytest.mark.parametrize(("figure", "rows"), [("correction", 3), ("two-scale", 11), ("surrogate", 2)])
+@pytest.mark.slow
+def test_corrected_models_and_surrogates_run_to_their_tables(figure, rows, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    command, example = import_module("imperfect"), import_module("imperfect_models")
+    monkeypatch.setattr(example, "BURN_IN", 20)
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
+    small = ["models", figure, "--cycles", "110", "--trajectories", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["imperfect", *small])
+    command.main()
+    heading, table = (tmp_path / "models" / figure / "table.md").read_text().split("\n\n")
+    assert heading.startswith("enkf-n; 2 trajectories")
+    assert len(table.splitlines()) == 2 + rows
+
+
+@pytest.mark.slow
+def test_verdicts_on_ensembles_run_to_their_page(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
+    small = ["scores", "verdicts", "--cycles", "20", "--trajectories", "4", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["methods", *small])
+    import_module("methods").main()
+    rows = (tmp_path / "scores" / "verdicts" / "verdicts.md").read_text().splitlines()
+    assert len(rows) == 2 + 3
+    assert (tmp_path / "scores" / "verdicts" / "verdicts.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_memory_runs_to_its_page(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = import_module("memory")
+    for name, value in {"TRAJECTORIES": 9, "CYCLES": 60, "BURN_IN": 20}.items():
+        monkeypatch.setattr(example, name, value)
+    monkeypatch.setattr(sys, "argv", ["memory", "--out", str(tmp_path)])
+    example.main()
+    assert (tmp_path / "memory.md").read_text().count("EnKF-N's") == 3
+    assert (tmp_path / "memory.html").stat().st_size > 10_000
+
+
+@pytest.mark.filterwarnings("ignore::xdan.XdanWarning")  # the trainings are short
+@pytest.mark.slow
+def test_the_quickstart_runs_to_its_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = import_module("quickstart")
+    whole = xdan.twin
+
+    def short(*arguments, cycles, trajectories, **settings):
+        return whole(*arguments, cycles=cycles // 10, trajectories=trajectories // 16, **settings)
+
+    monkeypatch.setattr(xdan, "twin", short)
+    monkeypatch.setattr(example, "BURN_IN", 20)
+    monkeypatch.setattr(sys, "argv", ["quickstart", "--minutes", "0.01", "--out", str(tmp_path)])
+    example.main()
+    assert (tmp_path / "table.txt").read_text().strip() in capsys.readouterr().out
+    assert all(name in (tmp_path / "table.txt").read_text() for name in example.NETWORKS)
+    assert (tmp_path / "quickstart.html").stat().st_size > 10_000
