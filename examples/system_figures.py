@@ -37,6 +37,8 @@ class Dissected:
         Symmetries over which marginal gains are averaged; by default those of the experiment.
     scales : sequence of float
         Values lambda of r(lambda); empty if P_a is too large for it.
+    within : sequence of float
+        Distances from r, in the units of the model, for the share of the squared gain within them.
     """
 
     ensemble: str
@@ -45,6 +47,7 @@ class Dissected:
     every: int
     group: xdan.Group | None = None
     scales: tuple[float, ...] = ()
+    within: tuple[float, ...] = ()
 
 
 DISSECTED = {
@@ -57,6 +60,7 @@ DISSECTED = {
         80,
         40,
         xdan.Group.trivial(32 * 64),
+        within=(27.0, 40.0),  # degrees; the first is the deformation radius
     ),
 }
 LARGER = {"kuramoto-sivashinsky": kuramoto_sivashinsky(256), "sphere": xdan.SphereQG(42)}
@@ -157,6 +161,12 @@ def anatomy(name: str, options: argparse.Namespace) -> None:
     for label, gain in gains.items():
         extent = xdan.pattern_extent(gain, dynamics=system.experiment.dynamics)
         rows.append({"quantity": f"radius of 95 % of the gain, {label}", "value": f"{float(extent.radius):.3g}"})
+        squared = xdan.pattern_extent((gain**2).assign_attrs(gain.attrs), dynamics=system.experiment.dynamics)
+        for distance in dissected.within:
+            inside = float(squared.mass_within.sel(distance=distance, method="ffill"))
+            rows.append(
+                {"quantity": f"share of the squared gain within {distance:g}, {label}", "value": f"{inside:.2f}"}
+            )
     pages = {
         "Mean marginal gains about r": xdan.gain_map(gains, within=None if name == "sphere" else 20),
         "Eigenvalues of P_a": xdan.spectrum_curves({label: xdan.covariance_spectrum(one) for label, one in p.items()}),

@@ -88,7 +88,7 @@ def systems(monkeypatch):
         states=32,
     )
     monkeypatch.setitem(networks.SYSTEMS, "small", small)
-    dissected = figures.Dissected("ETKF, 5 members", {"a site": 6}, 6, 2, scales=(0.5, 2.0))
+    dissected = figures.Dissected("ETKF, 5 members", {"a site": 6}, 6, 2, scales=(0.5, 2.0), within=(3.0,))
     monkeypatch.setitem(figures.DISSECTED, "small", dissected)
     monkeypatch.setitem(figures.LARGER, "small", xdan.Lorenz96(20))
     return command
@@ -99,7 +99,7 @@ def systems(monkeypatch):
     ("figure", "words"),
     [
         ("table", ["| ETKF, 5 members |", "| network |"]),
-        ("anatomy", ["correlation of P[j, j] in time", "| r(0.5) |"]),
+        ("anatomy", ["correlation of P[j, j] in time", "| r(0.5) |", "| share of the squared gain within 3, a site |"]),
         ("transfer", ["Lorenz96(sites=20", "| network |"]),
     ],
 )
