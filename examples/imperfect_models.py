@@ -127,10 +127,10 @@ def surrogate(options: argparse.Namespace) -> None:
     print(markdown(pd.DataFrame(rows)))
     (options.out / "models.md").write_text(markdown(pd.DataFrame(rows)))
     _table(options, test, {name: (test, one) for name, one in models.items()}, "enkf-n", ENSEMBLE, known)
-    relative = skill.rmse / skill.deviation
-    curves = relative.where(relative > 0).rename("error, deviations of the climate")  # the true model has no error
+    relative = (skill.rmse / skill.deviation).rename("error, deviations of the climate")
+    curve = relative.sel(model="surrogate", drop=True)  # the true model has no error
     sections = {
-        "Errors of forecasts by lead time": curves.hvplot.line(x="lead", by="model", logy=True, width=700),
+        "Errors of the surrogate's forecasts": curve.hvplot.line(x="lead", logy=True, width=700),
         "Spectrum": climate.power.hvplot.line(x="wavenumber", by="model", logy=True, width=700),
         "Density": climate.density.hvplot.line(x="value", by="model", width=700),
     }
