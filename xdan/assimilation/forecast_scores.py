@@ -17,7 +17,7 @@ from ..core.checks import choice, real
 from ..core.keywords import checks_keywords
 from ..records.leads import LEAD, lead_numbers
 from ..records.record import LabelledRecord, RecordWords, read
-from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
+from ..records.schema import TIME, TRAJECTORY, Array, as_labels, averaged_dims, to_power
 from ..records.wording import shares_words
 from .forecast_pair import AGAINST, MOMENT, RANK, ForecastPair
 from .forecast_sums import Target, climate_of
@@ -172,7 +172,7 @@ def _of_methods(
                 f"{pair.lead.values[-1]} and {first.lead.size} up to {first.lead.values[-1]}: expected the same"
             )
     made = {name: _scores(pair, dims, levels) for name, pair in pairs.items()}
-    names = xr.DataArray(np.array(list(made), dtype=object), dims=METHOD, name=METHOD)
+    names = xr.DataArray(as_labels(made), dims=METHOD, name=METHOD)
     of = [str(one.coords["crps_of"].item()) if "crps_of" in one.coords else "" for one in made.values()]
     together = xr.concat(
         [one.drop_vars("crps_of", errors="ignore") for one in made.values()],
@@ -187,7 +187,7 @@ def _of_methods(
     for name, attrs in said.items():
         together[name].attrs = attrs
     if any(of):
-        crps_of = (METHOD, np.array(of, dtype=object), {"long_name": "what the CRPS is of"})
+        crps_of = (METHOD, as_labels(of), {"long_name": "what the CRPS is of"})
         together = together.assign_coords(crps_of=crps_of)
     return together.assign_attrs(title="scores of forecasts by lead time")
 

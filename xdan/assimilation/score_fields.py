@@ -12,7 +12,7 @@ import xarray as xr
 from ..core.dynamics import Dynamics
 from ..core.spaces import Field
 from ..records.blocks import tensor_to_array
-from ..records.schema import Array
+from ..records.schema import Array, as_labels
 
 FIELD = "field"  # dim of scores for several fields
 TOTAL = "_total"  # suffix of a score over all fields
@@ -105,9 +105,8 @@ class FieldMeans:
     @property
     def labels(self) -> dict[str, Any]:
         """Coordinates of the dim `field`."""
-        # Strings are objects here: Zarr specifies only strings of any length.
-        names = np.array([part.field.name for part in self.parts], dtype=object)
-        units = np.array([part.field.units for part in self.parts], dtype=object)
+        names = as_labels([part.field.name for part in self.parts])
+        units = as_labels([part.field.units for part in self.parts])
         return {
             FIELD: (FIELD, names, {"long_name": "field of the state"}),
             "field_units": (FIELD, units, {"long_name": "units of the field"}),

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
+from ..records.schema import as_labels
 
 METHOD = "method"  # dim of scores of several runs
 CRPS_OF = {"long_name": "what the CRPS is of"}
@@ -46,12 +47,11 @@ def joined(scored: Mapping[str, xr.Dataset]) -> xr.Dataset:
     result = xr.concat(
         rows, METHOD, coords="minimal", compat="override", join="override", combine_attrs="drop_conflicts"
     )
-    # Strings are objects here: Zarr specifies only strings of any length.
-    names = (METHOD, np.array(list(scored), dtype=object), {"long_name": "method"})
+    names = (METHOD, as_labels(scored), {"long_name": "method"})
     result = result.assign_coords({METHOD: names})
     if has_crps:
         of = [str(one["crps_of"].item()) if "crps_of" in one.coords else "" for one in scored.values()]
-        result = result.assign_coords(crps_of=(METHOD, np.array(of, dtype=object), CRPS_OF))
+        result = result.assign_coords(crps_of=(METHOD, as_labels(of), CRPS_OF))
     for name in every:
         labels = [one[name].attrs for one in scored.values() if name in one]
         result[name].attrs = {

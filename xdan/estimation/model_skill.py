@@ -19,7 +19,7 @@ from ..core.random import check_seed
 from ..core.spaces import StateSpace
 from ..records.blocks import Plan, block, block_graph
 from ..records.record import RecordWords, read
-from ..records.schema import TIME, TRAJECTORY, Array
+from ..records.schema import TIME, TRAJECTORY, Array, as_labels
 from ..records.times import first_model_time
 from ..records.wording import shares_words
 from .learners import check_even
@@ -117,9 +117,9 @@ def forecast_skill(
     )["sums"][:, 0]
     dims = (TRAJECTORY, MODEL, LEAD, FIELD, "moment")
     coordinates = {
-        MODEL: np.array(list(named), dtype=object),
+        MODEL: as_labels(named),
         LEAD: (LEAD, interval * np.arange(1, leads + 1), {"long_name": "lead time, model time", "units": "1"}),
-        FIELD: np.array(space.names, dtype=object),
+        FIELD: as_labels(space.names),
     }
     moments = xr.DataArray(sums if labelled.lazy else sums.compute(), coordinates, dims)
     return _label_skill(moments, space)
@@ -314,8 +314,8 @@ def _label_climate(runs: Mapping[str, Array], space: StateSpace) -> xr.Dataset:
         {"long_name": "share of values in a bin of a tenth of the first model's deviation", "units": "1"},
     )
     coordinates: dict[str, Any] = {
-        MODEL: np.array(list(runs), dtype=object),
-        FIELD: np.array(names, dtype=object),
+        MODEL: as_labels(runs),
+        FIELD: as_labels(names),
         "value": (
             "value",
             (edges[:-1] + edges[1:]) / 2,

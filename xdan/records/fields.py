@@ -22,7 +22,7 @@ from ..core.dynamics import Dynamics
 from ..core.observing import ObservingSystem
 from ..core.spaces import STATE, Coordinate, Field, Geometry
 from ..core.twin import check_field_names, names_fields
-from .schema import DUAL, MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
+from .schema import DUAL, MEMBER, OBS, TIME, TRAJECTORY, Role, as_labels, check_order, find, to_power
 
 ROLE_ATTRIBUTE, FIELD_ATTRIBUTE = "xdan_role", "xdan_field"  # attributes: the role of a variable, and its field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
@@ -453,7 +453,7 @@ def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
             inside = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
             kept = variable.drop_vars([key for key, one in variable.coords.items() if set(one.dims) & set(inside)])
             stacked = kept.stack({STATE: inside}, create_index=False)
-            label = np.full(stacked.sizes[STATE], variable.attrs[FIELD_ATTRIBUTE], dtype=object)
+            label = as_labels([variable.attrs[FIELD_ATTRIBUTE]] * stacked.sizes[STATE])
             flat.append(stacked.assign_coords({f"{STATE}_field": (STATE, label)}).rename(str(name)))
     return xr.concat(flat, STATE, combine_attrs="drop_conflicts") if flat else None
 
@@ -464,8 +464,7 @@ def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
     labels: dict[str, Any] = {dim: (dim, np.arange(model.space.size), number)}
     if model.space.single is None:
         names = [field.name for field in model.space for _ in range(field.geometry.size)]
-        # Strings are objects here: Zarr specifies only strings of any length.
-        labels[f"{dim}_field"] = dim, np.array(names, dtype=object), {"long_name": "field of the component"}
+        labels[f"{dim}_field"] = dim, as_labels(names), {"long_name": "field of the component"}
     return labels
 
 
@@ -488,7 +487,7 @@ def factor_labels(model: Dynamics, factor: str, field: str | None = None) -> dic
         said: dict[str, Any] = {key: value for key, value in coordinate.attributes.items() if key != "axis"}
         said["periodic"] = int(closed[axis])
         name = factor if len(part.dims) == 1 else f"{factor}_{dim}"
-        labels[name] = factor, _labels(tuple(coordinate.values[k] for k in index.ravel())), said
+        labels[name] = factor, as_labels([coordinate.values[k] for k in index.ravel()]), said
     return labels
 
 
@@ -507,15 +506,10 @@ def component_text(model: Dynamics, component: int) -> str:
 def coordinates_of(part: Part) -> dict[str, tuple[str, Any, dict[str, str]]]:
     """Coordinates of a part's dims, as xarray takes them."""
     return {
-        dim: (dim, _labels(part.coordinates[dim].values), dict(part.coordinates[dim].attributes)) for dim in part.dims
+        dim: (dim, as_labels(part.coordinates[dim].values), dict(part.coordinates[dim].attributes)) for dim in part.dims
     }
 
 
 def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:
     """Coordinates of the dims of all fields, as xarray takes them."""
     return {dim: labels for part in parts_of(model) for dim, labels in coordinates_of(part).items()}
-
-
-def _labels(values: tuple[float | str, ...]) -> Any:
-    # Strings are objects here: Zarr specifies only strings of any length.
-    return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -34,6 +34,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TIME_ATTRIBUTES = {"axis": "T", "long_name": "model time", "units": "1"}
 TRAJECTORY_ATTRIBUTES = {"long_name": "independent run", "units": "1"}
 MEMBER_ATTRIBUTES = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
+
+
+def as_labels(values: Iterable[Any]) -> Array:
+    """Labels of a dim as an array. Strings are objects in it, because Zarr specifies only strings of any length."""
+    labels = list(values)
+    return np.array(labels, dtype=object if any(isinstance(label, str) for label in labels) else None)
 
 
 class HasCoordinates(Protocol):

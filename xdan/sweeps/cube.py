@@ -13,7 +13,7 @@ import xarray as xr
 from dask.delayed import Delayed
 
 from ..core.formats import FORMAT, FORMATS
-from ..records.schema import Array
+from ..records.schema import Array, as_labels
 
 SCHEME, SEED = "scheme", "seed"
 SCORES = {
@@ -83,14 +83,10 @@ def arranged(
         variables[name] = (dims, array, {"long_name": long_name, "units": unit})
     errors = sorted({cell["error"] for cell in scores if isinstance(cell, dict) and "error" in cell})
     attributes = {"title": "sweep", "errors": json.dumps(errors), **test, "source": "xdan", FORMAT: FORMATS["data"]}
-    # Strings as objects: Zarr has a specification for those of any length only.
-    coordinates = {
-        dim: np.array(values, dtype=object if any(isinstance(v, str) for v in values) else None)
-        for dim, values in labels.items()
-    }
+    coordinates = {dim: as_labels(values) for dim, values in labels.items()}
     cube = xr.Dataset(variables, coordinates, attributes)
     if all(isinstance(cell, dict) for cell in scores):
-        crps_of = np.array(_crps_of(scores, len(labels[SCHEME])), dtype=object)
+        crps_of = as_labels(_crps_of(scores, len(labels[SCHEME])))
         cube = cube.assign_coords(crps_of=(SCHEME, crps_of, {"long_name": "what the CRPS is of"}))
     for name, (long_name, unit) in _AXES.items():
         if name in labels:
