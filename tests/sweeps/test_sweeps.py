@@ -517,7 +517,8 @@ def test_a_network_of_another_training_is_not_taken(model, tmp_path, counted, qu
         xr.testing.assert_identical(again.drop_vars(TIMED), whole.drop_vars(TIMED))
 
 
-def test_ctrl_c_in_a_training_ends_the_sweep_and_keeps_its_checkpoint(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("at", "text"), [(2, "interrupted at step 2 of 4"), (4, "made its last step: it is whole")])
+def test_ctrl_c_in_a_training_ends_the_sweep_and_keeps_its_checkpoint(model, tmp_path, monkeypatch, at, text):
     from xdan.core.learning.trainer import Trainer
 
     schemes = {"OI": {"baseline": "optimal-interpolation"}, "DAN": TINY}
@@ -525,20 +526,20 @@ def test_ctrl_c_in_a_training_ends_the_sweep_and_keeps_its_checkpoint(model, tmp
     step = Trainer.step
 
     def stepping(self, window, rate):
-        if self.step_count == 1:
+        if self.step_count == at - 1:
             signal.raise_signal(signal.SIGINT)
         return step(self, window, rate)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", stepping)
-        with pytest.raises(KeyboardInterrupt, match="interrupted at step 2 of 4"):
+        with pytest.raises(KeyboardInterrupt, match=text):
             xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
     assert len(list((tmp_path / "s" / "networks").glob("*.checkpoint"))) == 1
     steps = []
     monkeypatch.setattr(Trainer, "step", lambda self, *args: steps.append(1) or step(self, *args))
     resumed = xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
     xr.testing.assert_identical(resumed.drop_vars(TIMED), whole.drop_vars(TIMED))
-    assert len(steps) == 2
+    assert len(steps) == 4 - at
 
 
 @pytest.mark.parametrize("yes", [False, True])

@@ -887,6 +887,28 @@ def test_ctrl_c_before_the_first_step_raises(single, architecture, quick, monkey
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("minutes", [False, True])
+def test_ctrl_c_in_the_last_validation_is_told(single, architecture, quick, monkeypatch, minutes):
+    from xdan.training.loop import Loop
+
+    budget = {"steps": None, "minutes": 1e-4} if minutes else {}
+    whole = None if minutes else xdan.train(single, architecture, **quick)
+    validate = Loop._validate
+
+    def interrupted(self, elapsed, rate):
+        if minutes or self.trainer.step_count == quick["steps"]:
+            signal.raise_signal(signal.SIGINT)
+        validate(self, elapsed, rate)
+
+    monkeypatch.setattr(Loop, "_validate", interrupted)
+    with pytest.warns(xdan.XdanWarning, match="Ctrl-C came when the training had made its last step"):
+        net = xdan.train(single, architecture, **{**quick, **budget})
+    assert "interrupted" not in net.description["training"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if whole is not None:
+        assert all(np.array_equal(net.arrays[name], value) for name, value in whole.arrays.items())
+
+
 def run_script(text, *arguments):
     return subprocess.run(
         [sys.executable, "-c", text, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False

@@ -280,9 +280,9 @@ def test_what_ctrl_c_left_travels(net):
 SURROGATE = {"steps": 12, "batch": 4, "rollouts": (1,), "validate_every": 3, "progress": False}
 
 
-@pytest.mark.parametrize("saved", [False, True])
-def test_ctrl_c_keeps_what_a_surrogate_has_learned(twin, monkeypatch, saved, tmp_path):
-    step, at = fitting.ModelFit.step, 7
+@pytest.mark.parametrize(("at", "saved"), [(7, False), (7, True), (11, True)])
+def test_ctrl_c_keeps_what_a_surrogate_has_learned(twin, monkeypatch, at, saved, tmp_path):
+    step = fitting.ModelFit.step
 
     def interrupted(self, states, rate):
         if self.step_count == at:
@@ -293,7 +293,9 @@ def test_ctrl_c_keeps_what_a_surrogate_has_learned(twin, monkeypatch, saved, tmp
     place = {"checkpoint": tmp_path / "ck.zarr"} if saved else {}
     with monkeypatch.context() as patched:
         patched.setattr(fitting.ModelFit, "step", interrupted)
-        with pytest.raises(xdan.TrainingInterrupted, match=r"interrupted at step 8 of 12.*stop\.network") as stop:
+        with pytest.raises(
+            xdan.TrainingInterrupted, match=rf"interrupted at step {at + 1} of 12.*stop\.network"
+        ) as stop:
             twin.dan.train_surrogate(network=network, **SURROGATE, **place)
     assert ("the same call goes on" in str(stop.value)) == saved
     assert isinstance(stop.value.network, xdan.LocalPolynomial)
@@ -301,5 +303,5 @@ def test_ctrl_c_keeps_what_a_surrogate_has_learned(twin, monkeypatch, saved, tmp
     whole = twin.dan.train_surrogate(network=network, **SURROGATE)
     if saved:
         _, scalars = Checkpoint._read(Checkpoint(tmp_path / "ck.zarr", {}), 1)
-        assert scalars["fit"]["step_count"] == 8
+        assert scalars["fit"]["step_count"] == at + 1
         assert twin.dan.train_surrogate(network=network, **SURROGATE, **place) == whole

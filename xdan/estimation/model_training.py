@@ -133,10 +133,12 @@ def fit_model(
     bar = bar_of(settings.steps, "fitting", shown=progress, initial=fit.step_count)
     try:
         with bar, Interruption() as interruption:
-            while fit.step_count < settings.steps:
+            while True:
                 if interruption.noted:
                     save()
                     raise KeyboardInterrupt
+                if fit.step_count >= settings.steps:
+                    break
                 step = fit.step_count
                 states = training.draw(step, settings.batch, settings.length(step))
                 losses.append(fit.step(states, linear_decay(step / settings.steps)))

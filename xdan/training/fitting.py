@@ -190,10 +190,10 @@ def train(
     -----
     XdanWarning
         At Ctrl-C: the best network until then is returned, `checkpoint` is saved, and `description["training"]` has the
-        entry "interrupted". If no step was made, or no validation was finite; if a trained network is trained further
-        in another setting; if some trajectories have no observations; if a network draws random numbers in training, as
-        dropout does; if `optimiser` has a learning rate or weight decay of Muon, and Adam trains all weights of the
-        network.
+        entry "interrupted" unless the training is whole. If no step was made, or no validation was finite; if a trained
+        network is trained further in another setting; if some trajectories have no observations; if a network draws
+        random numbers in training, as dropout does; if `optimiser` has a learning rate or weight decay of Muon, and
+        Adam trains all weights of the network.
 
     See Also
     --------
@@ -222,13 +222,13 @@ def train(
 
 
 def fit(arguments: TrainingArguments) -> tuple[Network, str | None]:
-    """Train as `train` does, and tell whether Ctrl-C ended the training early.
+    """Train as `train` does, and tell whether there was a Ctrl-C.
 
     Returns
     -------
     network : Network
     interruption : str or None
-        The warning, if Ctrl-C ended the training early.
+        The warning, if there was a Ctrl-C.
     """
     device = pick_device(arguments.device)
     kind = torch.device(device).type
@@ -279,7 +279,7 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
         warn(f"no step was made in {budget}: the network has its first weights. Train longer")
     training = {**identity, "data": {**data.identity, **data.setting}, **_outcome(planned, loop, seconds, device)}
     network = Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
-    return network, _interruption_text(loop, seconds) if loop.interrupted else None
+    return network, _interruption_text(loop, seconds)
 
 
 def _budget(arguments: TrainingArguments, data: TrainingData) -> Budget:
@@ -409,8 +409,12 @@ def _raised_text(loop: Loop) -> str:
     return f"training was interrupted at step {loop.trainer.step_count} of {loop.budget}{saved}. {KEPT_TEXT}"
 
 
-def _interruption_text(loop: Loop, seconds: float) -> str:
-    """The warning about a training that Ctrl-C ended."""
+def _interruption_text(loop: Loop, seconds: float) -> str | None:
+    """The warning about a Ctrl-C, if there was one."""
+    if loop.interrupted_late:
+        return "Ctrl-C came when the training had made its last step: it is whole, and its network is returned"
+    if not loop.interrupted:
+        return None
     trainer, steps, minutes = loop.trainer, loop.budget.steps, loop.budget.minutes
     budget = f"of {steps}" if steps is not None else f"after {seconds / 60:.2g} of {minutes:g} minutes"
     more = "" if loop.checkpoint is None else "; the same call goes on from checkpoint="

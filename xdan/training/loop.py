@@ -99,6 +99,8 @@ class Loop:
     ----------
     interrupted : bool
         Whether Ctrl-C ended the training before its budget was spent.
+    interrupted_late : bool
+        Whether Ctrl-C came in the last step or after it, so that the training is whole.
     stopped_by : str or None
         "patience" or "on_validation", if one of these stopped the training.
     failed : bool
@@ -116,7 +118,7 @@ class Loop:
     ) -> None:
         self.trainer, self.data, self.from_trained = trainer, data, from_trained
         self.course, self.budget = course, course.budget
-        self.interrupted, self.failed = False, False
+        self.interrupted, self.interrupted_late, self.failed = False, False, False
         self.stopped_by: str | None = None
         self.rows: list[_Row] = []
         self._losses: list[tuple[float, float, int]] = []  # loss, RMSE and restarts of the steps since the last row
@@ -164,6 +166,7 @@ class Loop:
                     self._save(elapsed)
             if self.interrupted and not any(row.step for row in self.rows):
                 self._validate(elapsed, self._rate(elapsed))
+            self.interrupted_late = interruption.noted and not self.interrupted
         return elapsed
 
     def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
