@@ -117,8 +117,9 @@ def compare(
             of = f" of {field}" if "field" in score.dims else ""
             row |= {f"{word}{of}": float(one[label]) if label in one else float("nan") for label, word in words.items()}
         row["lost"] = int(score.diverged)
-        tuned = {str(label): float(run[label]) for label in run.data_vars if str(label).startswith("tuned_")}
-        row["tuned to"] = ", ".join(f"{label.removeprefix('tuned_')} {value:.3g}" for label, value in tuned.items())
+        # 3D-Var has its tuned scale under the name of the scale in use.
+        labels = [str(label) for label in run.data_vars if str(label).startswith(("tuned_", "background_scale"))]
+        row["tuned to"] = ", ".join(f"{label.removeprefix('tuned_')} {float(run[label]):.3g}" for label in labels)
         rows.append({**row, "seconds": seconds[name]})
     table = markdown(pd.DataFrame(rows))
     (options.out / "table.md").write_text(table)
