@@ -338,8 +338,9 @@ def test_the_curve_of_a_tuning_is_what_runs_with_each_value_give(tune_on):
     assert method.choices[1] == Choice("candidate_weight", "weights tried", ("candidate_weight",), (4,))
 
 
-def test_candidates_in_one_run_score_as_one_by_one():
-    record = record_of(60)
+@pytest.mark.parametrize("operator", [None, LinearOperator(torch.eye(8, dtype=torch.float64)[::2])])
+def test_candidates_in_one_run_score_as_one_by_one(operator):
+    record = record_of(60, observing=ObservingSystem(std=DOUBLE + 1.0, operator=operator))
     method = ThreeDVar().prepare(record)
     together, _ = search_grid(method, record)
 

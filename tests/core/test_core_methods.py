@@ -387,6 +387,32 @@ def test_3d_var_gain_is_not_kept_for_another_error_covariance():
         assert_close(analysis, torch.linalg.solve(b + r, y[0]), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("scales", "gaps", "gains"),
+    [
+        ([0.5, 0.5, 2.0, 2.0, 1.0, 1.0], False, 3),  # as tuning repeats them
+        ([0.5, 0.5, 0.5, 2.0, 1.0, 1.0], False, 6),  # not as often each
+        ([0.5, 0.5, 2.0, 2.0, 1.0, 1.0], True, 6),
+        ([0.5] * 6, False, 1),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_3d_var_shares_a_gain_among_trajectories_of_one_scale(scales, gaps, gains, kind):
+    observing, _ = error_and_matrix(kind)
+    method = prepared_3d_var(IDENTITY + 0.25, 1.0, observing).at({"scale": torch.tensor(scales, dtype=torch.float64)})
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 6, SITES, dtype=torch.float64, generator=generator)
+    observed = torch.ones(6, SITES, dtype=torch.bool)
+    observed[3, 1] = not gaps
+    assert len(method.static.gain(observed, observing, x)[0]) == gains
+    together = method.analyse({"x": x}, y, observed, observing)
+    for row, scale in enumerate(scales):
+        alone, lane = prepared_3d_var(IDENTITY + 0.25, scale, observing), slice(row, row + 1)
+        expected = alone.analyse({"x": x[lane]}, y[lane], observed[lane], observing)
+        for name in ("x", "forecast_spread", "spread"):
+            assert_close(together[name][lane], expected[name], rtol=1e-12, atol=1e-14)
+
+
 def test_first_analysis_of_3d_var_starts_from_the_climate():
     observing, r = error_and_matrix("full")
     record = record_of(linear(model()), observing, 1, sites=Sites.every(2))

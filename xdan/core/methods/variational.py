@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -175,9 +176,9 @@ class ThreeDVar(Method):
         innovation = torch.where(observed, observation - observing.observe(state["x"]), torch.zeros_like(observation))
         return {
             **state,
-            "x": state["x"] + (gain @ innovation[..., None])[..., 0],
-            "forecast_spread": forecast_variance.sqrt().expand(state["x"].shape),
-            "spread": variance.sqrt().expand(state["x"].shape),
+            "x": state["x"] + static.increments(gain, innovation),
+            "forecast_spread": static.of_trajectories(forecast_variance, len(observation)).sqrt(),
+            "spread": static.of_trajectories(variance, len(observation)).sqrt(),
         }
 
 
@@ -195,16 +196,26 @@ class Static:
     scale: Tensor
     _cache: dict[ObservingSystem, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
 
+    @cached_property
+    def distinct(self) -> Tensor:
+        """Scales (G,), each of which B / G trajectories in a row have: tuning repeats each scale for all of them."""
+        scales, counts = self.scale.reshape(-1).unique_consecutive(return_counts=True)
+        return scales if bool((counts == counts[0]).all()) else self.scale
+
     def gain(self, observed: Tensor, observing: ObservingSystem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
-        # One gain serves all trajectories and all times that have the same observations.
-        seen = observed[0]
+        """Gain, forecast variance and analysis variance at x (B, N); shapes (G, N, P), (G, N), (G, N).
+
+        If all trajectories have the same observations and H is linear, G is the number of distinct scales. Otherwise G
+        is B, or 1 for the forecast variance at a single scale.
+        """
+        seen, scale = observed[0], self.scale.reshape(-1)
         same = observing.linear and bool((observed == seen).all())
         if same and (kept := self._cache.get(observing)) is not None and torch.equal(kept[-1], seen):
             return kept[0], kept[1], kept[2]
-        if same and self.scale.ndim == 0:
-            observed, x = observed[:1], x[:1]
-        p = self.scale[..., None, None] * self.b
+        if same:
+            scale = self.distinct
+            observed, x = observed[: len(scale)], x[: len(scale)]  # any rows serve: they have the same mask and H
+        p = scale[:, None, None] * self.b
         rows, both = observing.observed_covariances(x, p, observed)
         # Rows of missing observations are rows of the identity, so that their solution is zero.
         gain = torch.linalg.solve(both + observing.covariance_of(observed), rows).mT
@@ -215,3 +226,14 @@ class Static:
             self._cache.clear()  # if the error differs in time, every cycle has another gain
             self._cache[observing] = *answer, seen
         return answer
+
+    def increments(self, gain: Tensor, innovation: Tensor) -> Tensor:
+        """Increments K d, shape (B, N), of innovations (B, P) by gains (G, N, P)."""
+        if len(gain) in (1, len(innovation)):
+            return (gain @ innovation[..., None])[..., 0]
+        groups: Tensor = innovation.unflatten(0, (len(gain), -1))
+        return (groups @ gain.mT).flatten(0, 1)
+
+    def of_trajectories(self, variance: Tensor, trajectories: int) -> Tensor:
+        """Variances (G, N) that `gain` gave, for each trajectory, shape (B, N)."""
+        return variance.repeat_interleave(trajectories // len(variance), 0)
