@@ -22,8 +22,8 @@ from ..records.wording import shares_words
 from .forecast_pair import AGAINST, MOMENT, RANK, ForecastPair
 from .forecast_sums import Target, climate_of
 from .score_causes import Cause, Score, with_warnings
+from .score_many import CRPS_OF, METHOD
 
-METHOD = "method"
 _NOT_REACHED = "NaN: not reached within the lead times"
 _NO_GROWTH = "NaN: fewer than three lead times to fit, or the error does not grow"
 _OVER = "root of the mean over the state, the starts and the trajectories averaged"
@@ -187,7 +187,7 @@ def _of_methods(
     for name, attrs in said.items():
         together[name].attrs = attrs
     if any(of):
-        crps_of = (METHOD, as_labels(of), {"long_name": "what the CRPS is of"})
+        crps_of = (METHOD, as_labels(of), CRPS_OF)
         together = together.assign_coords(crps_of=crps_of)
     return together.assign_attrs(title="scores of forecasts by lead time")
 
@@ -264,7 +264,7 @@ def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float
             add("rank_histogram", _over(ranks, dims), "rank of the truth among the members' forecasts", 0)
     result = _labelled(pair, scores)
     if "crps" in scores:
-        of = xr.Variable((), np.array(_crps_of(pair), dtype=object), {"long_name": "what the CRPS is of"})
+        of = xr.Variable((), np.array(_crps_of(pair), dtype=object), CRPS_OF)
         result = result.assign_coords(crps_of=of)
     replaced = pair.labelled.setup.dynamics.given_climate is not None
     origin = "climatology=" if replaced else "the dynamics' climatology"

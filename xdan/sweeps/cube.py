@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 
+from ..assimilation.score_many import CRPS_OF
 from ..core.formats import FORMAT, FORMATS
 from ..records.schema import Array, as_labels
 
@@ -87,7 +88,7 @@ def arranged(
     cube = xr.Dataset(variables, coordinates, attributes)
     if all(isinstance(cell, dict) for cell in scores):
         crps_of = as_labels(_crps_of(scores, len(labels[SCHEME])))
-        cube = cube.assign_coords(crps_of=(SCHEME, crps_of, {"long_name": "what the CRPS is of"}))
+        cube = cube.assign_coords(crps_of=(SCHEME, crps_of, CRPS_OF))
     for name, (long_name, unit) in _AXES.items():
         if name in labels:
             cube[name].attrs = {"long_name": long_name, **({"units": unit} if unit else {})}
